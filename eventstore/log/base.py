@@ -1,0 +1,215 @@
+"""What every log promises: the contract of memory.py, sqlite.py and kafka.py.
+
+A log holds topics, one per app. A topic has a fixed number of partitions; a partition is a row of
+records with rising offsets (gaps are allowed), each with a time in epoch milliseconds that the
+log gave it. Records are bytes to the log: what they mean is the codec's and the fold's business.
+
+tests/contract/test_log.py asks every line of this of each backend, in the same words.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+__all__ = ["Append", "Batch", "Log", "Ownership", "Record", "Topic"]
+
+
+class Record(NamedTuple):
+    """One record as read. `key` and `value` are None where a foreign producer left them out."""
+
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Batch(NamedTuple):
+    """What one read returned: records in offset order, and where to read on.
+
+    `offset_next` can be far behind the last record's offset + 1: offsets may have gaps
+    (transaction markers), and a batch may be empty although it moved on.
+    """
+
+    records: Sequence[Record]
+    offset_next: int
+    #: The leader epoch (Kafka) of the newest record; -1 where the log has none.
+    epoch: int = -1
+
+
+class Topic(NamedTuple):
+    """What is fixed about an app's topic.
+
+    `identity` changes when the topic is deleted and created again, or another file or cluster
+    stands in its place. `partitions` is what the app was created with: never live metadata.
+    """
+
+    name: str
+    identity: str
+    partitions: int
+
+
+class Delivery(Protocol):
+    """Who is told what became of one appended record, once, from any thread; must not block."""
+
+    def delivered(self, partition: int, offset: int) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
+
+
+class Append(NamedTuple):
+    """One record to append: instance name as key, partition, bytes, and who is told."""
+
+    partition: int
+    key: bytes
+    value: bytes
+    delivery: Delivery
+
+
+class Ownership(ABC):
+    """The shards of a topic that this process holds on behalf of a group, from now until close.
+
+    At most one live process holds a shard, except for short moments (a stopped process that is
+    continued, a network that was cut): ownership only saves work, correctness never needs it.
+    `changed` (given to `Log.own`) is called with the new set after each change, from a thread of
+    the log's; a shard that leaves the set may be held by somebody else when that call returns.
+    """
+
+    @property
+    @abstractmethod
+    def shards(self) -> frozenset[int]:
+        """The shards held now."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give all shards back, so that another process can have them at once."""
+
+
+class Log(ABC):
+    """A log that is open. Every method may be called from any thread."""
+
+    #: Number of shards of a topic with `partitions` partitions; see `shard_of`.
+    url: str  #: without secrets, for messages
+
+    # --- topics -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def topics(self) -> list[str]:
+        """Return the names of the topics of this namespace, sorted."""
+
+    @abstractmethod
+    def topic(self, name: str, *, create: bool) -> Topic | None:
+        """Return the topic; make it first when `create`; None when there is none and not `create`.
+
+        Raises:
+            ConfigError: the topic exists with settings that break a promise, or may not be
+                created (the message has the command that creates it); nothing was written.
+            LogUnavailable: the log cannot be reached.
+        """
+
+    @abstractmethod
+    def metadata(self, topic: Topic) -> dict[str, object]:
+        """Return the app's own small metadata, a JSON object ({} when nothing was set)."""
+
+    @abstractmethod
+    def set_metadata(self, topic: Topic, changes: Mapping[str, object]) -> None:
+        """Merge `changes` into the metadata, durably; the last writer of a key wins."""
+
+    # --- writing ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def partition_of(self, key: bytes, topic: Topic) -> int:
+        """Return the partition of an instance: murmur2 as in Java, or 0 where there is one."""
+
+    @abstractmethod
+    def append(self, topic: Topic, appends: Sequence[Append]) -> None:
+        """Queue records; each delivery is told once its record is durable, or that it is not.
+
+        Records of one call, and of calls one after the other, keep their order within a
+        partition, and a record that fails is not followed by a later one of its call in the same
+        partition. Blocks only while the buffer is full. The records of one call are stored
+        together (one group commit) where the log can do so.
+
+        A delivery's error is LogUnavailable (not written), OutcomeUnknown, or Closed.
+
+        Raises:
+            Closed: the log is closed, or this is a child of os.fork(); nothing was queued.
+            LogUnavailable: the buffer stayed full for the whole deadline; nothing was queued.
+        """
+
+    @abstractmethod
+    def drive(self, timeout_s: float | None) -> None:
+        """Help queued records along, or wait until something was delivered (at most `timeout_s`).
+
+        A caller that needs its record now calls this in a loop until its delivery was told. The
+        embedded log commits in the caller's own thread then, which saves two thread switches.
+        """
+
+    @abstractmethod
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Return when every record queued before the call was delivered or failed.
+
+        Raises:
+            LogUnavailable: not all were, within `timeout_s`; they stay queued.
+        """
+
+    # --- reading ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(
+        self, topic: Topic, partition: int, offset: int, *, records_max: int, bytes_max: int
+    ) -> Batch:
+        """Return committed records from `offset` on, without waiting for new ones.
+
+        At least one record is returned where there is one, however large. An empty batch whose
+        `offset_next` equals `offset` means: nothing is there now.
+
+        Raises:
+            LogTruncated: `offset` lies before the first record or behind the end.
+            LogUnavailable: the log cannot be reached.
+        """
+
+    @abstractmethod
+    def offset_first(self, topic: Topic, partition: int) -> int:
+        """Return the offset of the first record that the log still has (0 unless cut)."""
+
+    @abstractmethod
+    def offset_end(self, topic: Topic, partition: int) -> int:
+        """Return the offset after the last committed record: one asks the log, not a cache."""
+
+    @abstractmethod
+    def offset_at(self, topic: Topic, partition: int, time_ms: int) -> int:
+        """Return the first offset whose record's time is at or after `time_ms`, else the end."""
+
+    @abstractmethod
+    def wait(self, topic: Topic, offsets: Mapping[int, int], timeout_s: float) -> bool:
+        """Wait until a partition has records at or after its offset; False on timeout.
+
+        Woken by appends of any process. May return True too early, never too late by more than
+        the poll interval of the backend.
+        """
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Make every `wait` of this process return now (used to close)."""
+
+    # --- ownership ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def shards(self, topic: Topic) -> int:
+        """Return how many shards the topic has: partitions on Kafka, 16 on the embedded log."""
+
+    @abstractmethod
+    def shard_of(self, key: bytes, topic: Topic) -> int:
+        """Return the shard of an instance."""
+
+    @abstractmethod
+    def own(self, topic: Topic, group: str, changed: Callable[[frozenset[int]], None]) -> Ownership:
+        """Join `group` and hold a fair share of the topic's shards until closed."""
+
+    # --- the end -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush, then let go of everything; deliveries still open fail with LogUnavailable."""
