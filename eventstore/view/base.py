@@ -11,7 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Table", "WriteBatch"]
+from eventstore.errors import ViewDamaged
+
+__all__ = ["Table", "TableLocked", "TableUnavailable", "WriteBatch"]
+
+
+class TableUnavailable(ViewDamaged):
+    """The machine said no: a full disk, too many open files, no permission. The rows are fine.
+
+    Nothing needs to be set aside: once there is room, close the table, open it again and go on
+    from the progress that is found in it.
+    """
+
+
+class TableLocked(TableUnavailable):
+    """Another table object, here or in another process, has this database open."""
 
 
 class WriteBatch(Protocol):
@@ -40,12 +54,27 @@ class Table(ABC):
         """Yield the rows with start <= key < end, in key order or backwards.
 
         What it yields is one consistent state of the table, that of the call, for as long as it
-        is used; writes beside it do not show. Close or exhaust it soon: it pins old rows.
+        is used; writes beside it do not show. Drop or exhaust it soon: it pins old rows.
+
+        Raises:
+            Closed: the table was closed while rows were left.
+            ViewDamaged: rows cannot be read; it never ends early as if there were no more.
+        """
+
+    @abstractmethod
+    def first(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
+        """Return the lowest row with start <= key < end as it is now, or None."""
+
+    @abstractmethod
+    def last(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
+        """Return the highest row with start <= key < end as it is now, or None.
+
+        One seek, whatever the number of rows: this is how the state at a version is read.
         """
 
     @abstractmethod
     def batch(self) -> WriteBatch:
-        """Return an empty batch."""
+        """Return an empty batch. It is used up by `write`."""
 
     @abstractmethod
     def write(self, batch: WriteBatch) -> None:
@@ -55,7 +84,9 @@ class Table(ABC):
         one, never a later one without an earlier one.
 
         Raises:
-            ViewDamaged: the database failed (a full disk, say); nothing of the batch is visible.
+            TableUnavailable: the disk is full, say; nothing of the batch is visible. Batches
+                written earlier can be read, but what was not flushed is gone after a re-open.
+            ViewDamaged: the database is broken; nothing of the batch is visible.
         """
 
     @abstractmethod
@@ -64,7 +95,12 @@ class Table(ABC):
 
     @abstractmethod
     def checkpoint(self, path: Path) -> None:
-        """Write a consistent copy, that another process can open, to a folder made by this call."""
+        """Write a consistent copy, that another process can open, to a folder made by this call.
+
+        Raises:
+            FileExistsError: `path` is there already; nothing was written.
+            ViewDamaged: the copy failed; delete what there is of it.
+        """
 
     @abstractmethod
     def size_bytes(self) -> int:
@@ -72,4 +108,7 @@ class Table(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Flush and let go. Calling it again does nothing."""
+        """Flush and let go; every later call raises Closed. Calling it again does nothing.
+
+        Rows that can not be flushed (a full disk) are given up without an error: the log has them.
+        """
