@@ -1,4 +1,4 @@
-"""The 27,004 scheduled departures from New York in January 2013, as typed rows. DATA.md says more."""
+"""The 27,004 departures from New York in January 2013, as typed rows (see DATA.md)."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ ROWS = 27_004
 
 def january(package: Path) -> Iterator[Mapping[str, str]]:
     """Yield the rows of January 2013 as the package has them."""
-    with zipfile.ZipFile(package / "data" / "flights.csv.zip") as archive:
-        with archive.open("flights.csv") as packed:
-            rows = csv.DictReader(io.TextIOWrapper(packed, encoding="utf-8"))
-            yield from (row for row in rows if (row["year"], row["month"]) == ("2013", "1"))
+    archive = package / "data" / "flights.csv.zip"
+    with zipfile.ZipFile(archive) as opened, opened.open("flights.csv") as packed:
+        rows = csv.DictReader(io.TextIOWrapper(packed, encoding="utf-8"))
+        yield from (row for row in rows if (row["year"], row["month"]) == ("2013", "1"))
 
 
 def departure(row: Mapping[str, str]) -> tuple[str, ...]:

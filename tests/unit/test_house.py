@@ -48,7 +48,7 @@ def pins(file: str) -> dict[str, str]:
 
 def test_no_tracked_file_names_a_machine_s_paths_or_a_package_index() -> None:
     faults = []
-    for path in tracked():
+    for path in set(tracked()) - {Path(__file__)}:  # which has examples of them
         text = path.read_bytes().decode("utf-8", errors="replace")
         faults += [f"{path.name}: {found[0]}" for found in PRIVATE.finditer(text)]
 
