@@ -9,6 +9,7 @@ EventStoreError
 ├── InvalidDiff          operations that could never fit                 (not written; a ValueError)
 ├── InvalidState         a value does not fit the declared state type    (not written; a ValueError)
 ├── UnsupportedValue     a value that cannot round-trip                  (not written; a TypeError)
+├── UnreadableValue      a stored value that this process cannot build   (a TypeError)
 ├── EventTooLarge        above `event_bytes_max`                         (not written; a ValueError)
 ├── UnknownSchema        an event of a newer schema; the partition waits
 ├── CorruptEvent         our header, but an unreadable body
@@ -38,6 +39,7 @@ __all__ = [
     "ReadTimeout",
     "Rejected",
     "UnknownSchema",
+    "UnreadableValue",
     "UnsupportedValue",
     "VersionNotFound",
     "ViewDamaged",
@@ -146,6 +148,21 @@ class UnsupportedValue(EventStoreError, TypeError):
     def __str__(self) -> str:
         where = "".join(f"[{step!r}]" for step in self.path) or "the value itself"
         return f"{where}: {self.reason}. Nothing was written"
+
+
+class UnreadableValue(EventStoreError, TypeError):
+    """A stored value cannot be built in this process. The log is fine, and nothing was changed.
+
+    Usually its class is not loaded or not registered here; `path` leads to the value.
+    """
+
+    def __init__(self, path: tuple[str | int, ...], reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        where = "".join(f"[{step!r}]" for step in self.path) or "the value itself"
+        return f"{where}: {self.reason}"
 
 
 class EventTooLarge(EventStoreError, ValueError):
