@@ -221,23 +221,23 @@ class RocksTable(Table):
             self._fail(error)
 
     def close(self) -> None:
-        # The lock on the database lives as long as its last iterator.
+        # The database is let go of with the last thing that refers to it: the iterators first.
         for cursor in list(self._cursors):
             cursor.drop()
+        database, self._database = self._database, cast(Rdict, _Gone())
         try:
-            self._database.flush()
+            database.close()  # flushes; when that fails, dropping the object closes it all the same
         except DbClosedError:
             return
         except Exception as error:
+            # What cannot be flushed now is folded from the log again by the next to open it.
             if not isinstance(_translate(error, self.path), ViewDamaged):
                 raise
-            # What cannot be flushed now is folded from the log again by the next to open it.
-        self._database.close()
 
     def abandon(self) -> None:
         """Never touch the database in a forked child: not even when the child ends."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
-        self._database = cast(Rdict, _Abandoned())
+        self._database = cast(Rdict, _Gone())
         for cursor in list(self._cursors):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(cursor.iterator))
             cursor.drop()
@@ -287,10 +287,10 @@ class _Cursor:
         self.iterator = iterator
 
     def drop(self) -> None:
-        self.iterator = cast(RdictIter, _Abandoned())
+        self.iterator = cast(RdictIter, _Gone())
 
 
-class _Abandoned:
+class _Gone:
     """Stands where a database or iterator was."""
 
     def __getattr__(self, name: str) -> NoReturn:
