@@ -1,0 +1,44 @@
+"""Logs: what happened. `open_log` finds the backend for a URL; base.py has what each promises."""
+
+from __future__ import annotations
+
+import importlib
+import urllib.parse
+
+from eventstore.config import Config
+from eventstore.errors import ConfigError
+from eventstore.log.base import Log
+
+__all__ = ["open_log"]
+
+
+def open_log(url: str, config: Config) -> Log:
+    """Open the log that `url` names.
+
+    - `memory://` is a new empty log of this process; `memory://name` is one that every
+      `open_log` of this process with that name shares, until the process ends;
+      `?partitions=8` gives its topics more than one partition.
+    - `kafka://host:9092[,host:9092]?option=value` is a Kafka cluster.
+    - `sqlite:///absolute/path`, or any path without a scheme, is a folder of this machine.
+
+    Raises:
+        ConfigError: the URL has an unknown scheme or option, or what it names is not a log.
+        LogUnavailable: the log is there, but cannot be reached or is damaged.
+    """
+    scheme, separator, rest = url.partition("://")
+    # Each backend is imported when it is asked for: the Kafka client alone takes 50 ms.
+    if not separator or scheme == "sqlite":
+        from eventstore.log.sqlite import SqliteLog
+
+        folder = urllib.parse.unquote(rest) if separator else url
+        if not folder:
+            raise ConfigError(f"{url!r} names no folder; write sqlite:///absolute/path or a path")
+        return SqliteLog(folder, config)
+    if scheme == "memory":
+        from eventstore.log.memory import MemoryLog
+
+        return MemoryLog(url, config)
+    if scheme == "kafka":
+        log: Log = importlib.import_module("eventstore.log.kafka").KafkaLog(url, config)
+        return log
+    raise ConfigError(f"{url!r}: unknown scheme {scheme!r}; use a path, sqlite, kafka or memory")

@@ -1,0 +1,54 @@
+"""What becomes of open resources in a child of os.fork(), and at the end of the interpreter.
+
+Threads, locks and database connections do not survive a fork: the child's copies are let go of
+without being used, and the child's calls are refused. At exit, what is still open is closed, so
+that queued appends reach the disk.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from typing import Protocol
+
+__all__ = ["abandon_in_child", "close_at_exit"]
+
+
+class Abandons(Protocol):
+    def abandon(self) -> None:
+        """Let go in a forked child, without locks, waiting, or a word to the parent's files."""
+
+
+class Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_abandoned_in_child: weakref.WeakSet[Abandons] = weakref.WeakSet()
+_closed_at_exit: weakref.WeakSet[Closes] = weakref.WeakSet()
+
+
+def abandon_in_child(resource: Abandons) -> None:
+    """Call `resource.abandon()` in every child that this process forks from now on."""
+    _abandoned_in_child.add(resource)
+
+
+def close_at_exit(resource: Closes) -> None:
+    """Call `resource.close()` when the interpreter ends; closing twice must be harmless."""
+    _closed_at_exit.add(resource)
+
+
+def _after_fork_in_child() -> None:
+    _closed_at_exit.clear()
+    for resource in list(_abandoned_in_child):
+        resource.abandon()
+
+
+def _at_exit() -> None:
+    for resource in list(_closed_at_exit):
+        resource.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
