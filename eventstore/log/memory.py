@@ -16,8 +16,8 @@ from itertools import islice
 
 from eventstore.config import Config
 from eventstore.errors import Closed, ConfigError, LogTruncated, LogUnavailable
+from eventstore.lifetime import abandon_in_child
 from eventstore.log.base import Append, Batch, Log, Ownership, Record, Topic
-from eventstore.log.lifetime import abandon_in_child
 from eventstore.log.ownership import SHARDS, fair_share
 
 __all__ = ["MemoryLog"]

@@ -16,7 +16,7 @@ import time
 import uuid
 from pathlib import Path
 
-from eventstore.log.lifetime import abandon_in_child
+from eventstore.lifetime import abandon_in_child
 
 __all__ = ["Nudges"]
 

@@ -22,9 +22,9 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from eventstore.lifetime import abandon_in_child
+from eventstore.locks import FileLock
 from eventstore.log.base import Ownership
-from eventstore.log.lifetime import abandon_in_child
-from eventstore.log.locks import FileLock
 from eventstore.log.nudges import Nudges
 
 __all__ = ["SHARDS", "ShardOwners", "fair_share"]

@@ -27,10 +27,10 @@ import apsw
 
 from eventstore.config import Config
 from eventstore.errors import Closed, ConfigError, LogTruncated, LogUnavailable, OutcomeUnknown
+from eventstore.lifetime import abandon_in_child, close_at_exit
+from eventstore.locks import FileLock
 from eventstore.log.base import Append, Batch, Log, Ownership, Record, Topic
 from eventstore.log.group_commit import GroupCommit, Job
-from eventstore.log.lifetime import abandon_in_child, close_at_exit
-from eventstore.log.locks import FileLock
 from eventstore.log.nudges import Nudges
 from eventstore.log.ownership import SHARDS, ShardOwners
 from eventstore.log.sqlite_file import SqliteFile, refuse_network_filesystem

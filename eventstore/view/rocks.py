@@ -41,7 +41,7 @@ from rocksdict import (
 )
 
 from eventstore.errors import Closed, EventStoreError, ViewDamaged
-from eventstore.log.lifetime import abandon_in_child
+from eventstore.lifetime import abandon_in_child
 from eventstore.view.base import Table, TableLocked, TableUnavailable, WriteBatch
 
 __all__ = ["RocksTable", "WriteBuffers"]

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from eventstore.log.lifetime import abandon_in_child
+from eventstore.lifetime import abandon_in_child
 
 if sys.platform == "win32":
     import msvcrt
