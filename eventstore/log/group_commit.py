@@ -222,9 +222,13 @@ class GroupCommit:
         finally:
             with self._mutex:
                 self._leading = False
-                next_leader = self._open.waiters.pop(0) if self._open.waiters else None
-            if next_leader is not None:
-                next_leader.release()
+                # One of those who wait leads next; where there is nothing to commit, nobody
+                # would wake the rest.
+                count = 1 if self._open.jobs else len(self._open.waiters)
+                woken = self._open.waiters[:count]
+                del self._open.waiters[:count]
+            for waiter in woken:
+                waiter.release()
 
     def _commit(self, group: _Group) -> None:
         chunks = list(_chunks(group.jobs))
