@@ -229,10 +229,9 @@ def _once(rows: Rows, event: Event) -> Outcome | None:
     key = event.idempotency_key
     if key is not None and (used := rows.key(key)) is not None:
         if used.content != content_digest(event):
-            return _refuse(
-                rows, Verdict.REJECTED, "its idempotency key was used for another event",
-                used.sequence,
-            )  # fmt: skip
+            reason = "its idempotency key was used for another event"
+            refused = _refuse(rows, Verdict.REJECTED, reason, used.sequence)
+            return refused._replace(chain=_ended(rows, event))
         return _refuse(rows, Verdict.DUPLICATE, "its idempotency key was used", used.sequence)
     guard = event.guard
     if guard is not None and guard.chain is not None:
@@ -247,7 +246,8 @@ def _once(rows: Rows, event: Event) -> Outcome | None:
             winner = rows.sourced(source.id, source.number)
             return _refuse(rows, Verdict.DUPLICATE, "its source number was accepted", winner)
     answer = event.answer
-    if answer is not None:
+    # A cause of another generation is the number of some other request; _order refuses it.
+    if answer is not None and event.generation == rows.generation:
         if rows.pending(answer.cause) is None:
             winner = rows.answered(answer.cause)
             return _refuse(rows, Verdict.DUPLICATE, "its request is not pending", winner)
@@ -338,7 +338,8 @@ def _changed_at(rows: Rows, guard: Guard, name: str) -> int:
         touch = rows.star
     else:
         row = rows.field(name)
-        if row is None:
+        if row is None or rows.fork_parts:
+            # Nobody can have read the fields of half a fork, nor mind that they go away.
             return rows.floor
         touch = row.touch
     # Index 0 is no exception from its own chain: whoever wrote before it was somebody else.
@@ -500,6 +501,9 @@ def _one(rows: Rows, name: str, change: Change, operation: list[Any]) -> Change:
         value = rows.value(name)
         for earlier in operations[:-1]:
             value = apply_operation(value, earlier)
+    elif isinstance(value, dict | list) and value is operations[-2][-1]:
+        # What was set is changed again: in a copy, or the first operation would change with it.
+        value = orjson.loads(orjson.dumps(value))
     value = apply_operation(value, operation)
     return Change(touch, shape_of(value), operations, value)
 
@@ -551,6 +555,10 @@ def _fork(rows: Rows, event: Event) -> Outcome:
         return _rejected(rows, event, "a fork needs the place that it comes from")
     if rows.version:
         return _conflict(rows, event, "the instance exists already, and a fork starts a new one")
+    guard = event.guard
+    if fork.parts > 1 and (guard is None or guard.chain is None or guard.chain_index != fork.part):
+        # Parts of two forks to one name would be mixed: the chain tells them apart.
+        return _rejected(rows, event, "the parts of a fork need to be the steps of one chain")
     if fork.part != rows.fork_parts:
         return _conflict(rows, event, f"part {fork.part} of a fork, not part {rows.fork_parts}")
     try:
