@@ -1,0 +1,119 @@
+"""Ownership of shards on Kafka: a consumer group that hands out partitions and reads nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import TopicPartition as Place
+
+from eventstore.log.base import Ownership, Topic
+from eventstore.log.kafka_client import build, client_options
+from eventstore.log.kafka_settings import Address
+
+__all__ = ["GroupOwnership"]
+
+log = logging.getLogger(__name__)
+
+#: How long one poll lasts at most, and so a clean leave begins at the latest after it.
+_POLL_S = 0.05
+
+#: A rebalance is noticed with a heartbeat: this is most of the time of a clean hand-over.
+_HEARTBEAT_MS = 500
+
+#: Brokers refuse less by default (`group.min.session.timeout.ms`); the time after which the shards
+#: of a killed process are given to others.
+_SESSION_TIMEOUT_MS = 6_000
+
+
+class GroupOwnership(Ownership):
+    """A member of the group, with a thread of its own, from now until `close`."""
+
+    def __init__(
+        self,
+        address: Address,
+        topic: Topic,
+        group: str,
+        changed: Callable[[frozenset[int]], None],
+    ) -> None:
+        self._topic = topic
+        self._changed = changed
+        self._shards: frozenset[int] = frozenset()
+        self._closing = threading.Event()
+        options: dict[str, Any] = {
+            **client_options(address),
+            "group.id": group,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "heartbeat.interval.ms": _HEARTBEAT_MS,
+            "session.timeout.ms": _SESSION_TIMEOUT_MS,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            # Partitions are paused before anything is fetched; where they stand is of no meaning.
+            "auto.offset.reset": "latest",
+        }
+        self._consumer = build(Consumer, options, address)
+        self._thread = threading.Thread(target=self._run, name=f"owner-{group}", daemon=True)
+        self._thread.start()
+
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards held now."""
+        return self._shards
+
+    def close(self) -> None:
+        """Leave the group, so that another member has the shards at once."""
+        self._closing.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        self._consumer.subscribe(
+            [self._topic.name],
+            on_assign=self._gained,
+            on_revoke=self._gave_back,
+            on_lost=self._gave_back,
+        )
+        while not self._closing.is_set():
+            # Only rebalances come here, and errors that the client deals with: nothing is read.
+            try:
+                self._consumer.poll(_POLL_S)
+            except Exception:  # of `changed`, which is not ours; the membership goes on
+                log.exception("the owner of %s failed to take a change of its shards", self._topic)
+        try:
+            self._consumer.close()
+        except Exception:
+            log.exception("the owner of %s failed as it gave its shards back", self._topic)
+        self._set(frozenset())
+
+    def _gained(self, consumer: Consumer, places: Sequence[Place]) -> None:
+        consumer.incremental_assign(list(places))
+        if places:
+            # Else this consumer would download everything that the view reads, a second time.
+            consumer.pause(list(places))
+        self._set(self._shards | self._partitions(places))
+
+    def _gave_back(self, consumer: Consumer, places: Sequence[Place]) -> None:
+        # First stop working on them: the group may give them away as soon as this returns.
+        self._set(self._shards - self._partitions(places))
+        try:
+            consumer.incremental_unassign(list(places))
+        except KafkaException:  # lost ones are unassigned already
+            log.debug("shards were gone before they were given back", exc_info=True)
+
+    def _partitions(self, places: Sequence[Place]) -> frozenset[int]:
+        # The app has the partitions that it was created with, whatever was added to the topic.
+        return frozenset(
+            place.partition for place in places if place.partition < self._topic.partitions
+        )
+
+    def _set(self, shards: frozenset[int]) -> None:
+        if shards != self._shards:
+            self._shards = shards
+            self._changed(shards)
+
+    def clients(self) -> list[object]:
+        """Return what must not be touched, nor freed, in a forked child."""
+        return [self._consumer]
