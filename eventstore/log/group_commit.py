@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from eventstore.errors import Closed, LogUnavailable, OutcomeUnknown
+from eventstore.lifetime import close_at_exit
 from eventstore.log.base import Append
 from eventstore.testing import fault_point
 
@@ -96,6 +97,9 @@ class GroupCommit:
         self._background: threading.Thread | None = None
         self._background_awake = False
         self._bell = threading.Semaphore(0)
+        # The queue, which its thread keeps alive, and not only the log, which may be garbage by
+        # then: nobody has to keep a reference to what he appended to.
+        close_at_exit(self)
 
     # --- queue ------------------------------------------------------------------------------
 

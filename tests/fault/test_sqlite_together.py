@@ -1,0 +1,166 @@
+"""Goal: several processes on one embedded log share it fairly, hear one another, and hand over.
+
+Method: real processes, one of them killed or stopped while it owns shards or holds its turn.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eventstore.config import Config
+from eventstore.errors import LogUnavailable
+from eventstore.log.base import Topic
+from eventstore.log.ownership import STANDS_STILL_S
+from eventstore.log.sqlite import SqliteLog
+from tests.contract.logs import eventually, queue, write
+from tests.fault.sqlite_child import APP
+from tests.fault.sqlite_processes import check_log, child
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP and FIFOs")
+
+EVERYTHING = frozenset(range(16))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[SqliteLog]:
+    opened = SqliteLog(tmp_path, Config.load({}))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def topic(log: SqliteLog) -> Topic:
+    created = log.topic(APP, create=True)
+    assert created is not None
+    return created
+
+
+def shards(line: str) -> frozenset[int]:
+    return frozenset(map(int, line.split()))
+
+
+def test_a_process_that_commits_in_a_loop_does_not_starve_another(tmp_path: Path) -> None:
+    with (
+        child("write", tmp_path, "a", 8) as first,
+        child("write", tmp_path, "b", 1) as second,
+    ):
+        first.until(lambda lines: len(lines) > 50)
+        second.until(lambda lines: len(lines) > 50)
+        before = (len(first.lines), len(second.lines))
+        second.until(lambda lines: len(lines) > before[1] + 200)
+        commits_of_first = (len(first.lines) - before[0]) / 8  # at most 8 records in each
+
+        assert commits_of_first < 3 * 200
+        first.kill()
+        second.kill()
+        check_log(tmp_path, first.lines + second.lines)
+
+
+def test_a_waiting_process_is_nudged_rather_than_left_to_look(log: SqliteLog, topic: Topic) -> None:
+    slow = Config.load({}, poll_interval_ms=10_000)
+    patient = SqliteLog(log.folder, slow)
+
+    with child("write", log.folder, "a", 1) as writer:
+        for offset in range(20):
+            begun_s = time.monotonic()
+            assert patient.wait(topic, {0: offset}, 60.0)
+            assert time.monotonic() - begun_s < 5.0, "woken by its own look, not by a nudge"
+        writer.kill()
+
+    patient.close()
+
+
+def test_news_arrive_without_nudges_too(
+    log: SqliteLog, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.log.nudges.Nudges.ring", lambda self: None)
+    monkeypatch.setattr("eventstore.log.nudges.Nudges.listen", lambda self, timeout_s: False)
+    write(log, topic, (b"k", b"v"))
+
+    assert log.wait(topic, {0: 0}, 30.0)
+
+
+def test_the_shards_of_a_killed_owner_are_taken_within_a_second(
+    log: SqliteLog, topic: Topic
+) -> None:
+    with child("own", log.folder, "group") as owner:
+        owner.until(lambda lines: bool(lines) and shards(lines[-1]) == EVERYTHING)
+        mine = log.own(topic, "group", lambda shards: None)
+        assert eventually(lambda: len(mine.shards) == 8)
+
+        owner.process.kill()
+        begun_s = time.monotonic()
+        assert eventually(lambda: mine.shards == EVERYTHING)
+        took_s = time.monotonic() - begun_s
+
+    assert took_s < 1.0
+
+
+def test_an_owner_that_leaves_hands_over_at_once(log: SqliteLog, topic: Topic) -> None:
+    with child("own", log.folder, "group") as owner:
+        owner.until(lambda lines: bool(lines) and shards(lines[-1]) == EVERYTHING)
+        mine = log.own(topic, "group", lambda shards: None)
+        assert eventually(lambda: len(mine.shards) == 8)
+
+        assert owner.process.stdin is not None
+        owner.process.stdin.write("\n")
+        owner.process.stdin.flush()
+
+        assert eventually(lambda: mine.shards == EVERYTHING)
+
+
+def test_a_stopped_owner_is_passed_over_and_finds_out_when_it_goes_on(
+    log: SqliteLog, topic: Topic
+) -> None:
+    with child("own", log.folder, "group") as owner:
+        owner.until(lambda lines: bool(lines) and shards(lines[-1]) == EVERYTHING)
+        mine = log.own(topic, "group", lambda shards: None)
+        assert eventually(lambda: len(mine.shards) == 8)
+
+        owner.process.send_signal(signal.SIGSTOP)
+        begun_s = time.monotonic()
+        assert eventually(lambda: mine.shards == EVERYTHING)
+        took_s = time.monotonic() - begun_s
+        owner.process.send_signal(signal.SIGCONT)
+
+        assert STANDS_STILL_S - 1.5 < took_s < STANDS_STILL_S + 2.0
+        assert eventually(
+            lambda: len(mine.shards) == 8 and shards(owner.lines[-1]) == EVERYTHING - mine.shards
+        )
+
+
+def test_three_members_share_fairly(log: SqliteLog, topic: Topic) -> None:
+    with child("own", log.folder, "group") as first, child("own", log.folder, "group") as second:
+        mine = log.own(topic, "group", lambda shards: None)
+
+        def is_fair() -> bool:
+            held = [shards(owner.lines[-1]) for owner in (first, second) if owner.lines]
+            held.append(mine.shards)
+            return sorted(map(len, held)) == [5, 5, 6] and frozenset().union(*held) == EVERYTHING
+
+        assert eventually(is_fair)
+
+
+def test_a_turn_that_a_stopped_process_keeps_is_unavailability(tmp_path: Path) -> None:
+    hasty = SqliteLog(tmp_path, Config.load({}, append_timeout_s=0.3))
+    topic = hasty.topic(APP, create=True)
+    assert topic is not None
+    write(hasty, topic, (b"k", b"before"))
+    turn = SqliteLog(tmp_path, Config.load({}))
+    turn._writer.acquire(1.0)
+
+    [told] = queue(hasty, topic, (b"k", b"refused"))
+    with pytest.raises(LogUnavailable, match=r"writer\.lock"):
+        told.drive(hasty)
+    turn._writer.release()
+    write(hasty, topic, (b"k", b"after"))
+
+    hasty.close()
+    turn.close()
+    assert [record.value for record in check_log(tmp_path, [])] == [b"before", b"after"]
