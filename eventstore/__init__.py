@@ -1,1 +1,81 @@
-"""Foldlog's event store: the log is the truth, state is a fold over it, anything can be replayed."""
+"""Foldlog: the log is the truth, state is a fold over it, and anything can be replayed.
+
+    from eventstore import Diff, EventStore
+
+    with EventStore() as store:                     # ./.eventstore, or kafka://host:9092
+        orders = store.app("orders")
+        orders.append("o-1", {"status": "new", "items": []})
+        orders.append("o-1", Diff().append("items", "book").increment("total", 12))
+        state = orders.get("o-1")
+
+README.md has the promises, docs/ the details. What is exported here is the public API.
+"""
+
+from eventstore.config import Config
+from eventstore.diff import Diff, apply, diff_between
+from eventstore.errors import (
+    Closed,
+    ConfigError,
+    Conflict,
+    CorruptEvent,
+    EventStoreError,
+    EventTooLarge,
+    InstanceNotFound,
+    InvalidDiff,
+    InvalidState,
+    LogTruncated,
+    LogUnavailable,
+    OutcomeUnknown,
+    ReadTimeout,
+    Rejected,
+    UnknownSchema,
+    UnreadableValue,
+    UnsupportedValue,
+    VersionNotFound,
+    ViewDamaged,
+)
+from eventstore.events import Discard, Entry, Event, Guard, Kind, Position, Verdict
+from eventstore.history.at import occurred
+from eventstore.receipts import Receipt
+from eventstore.state import State
+from eventstore.store import App, EventStore
+from eventstore.values import register
+
+__all__ = [
+    "App",
+    "Closed",
+    "Config",
+    "ConfigError",
+    "Conflict",
+    "CorruptEvent",
+    "Diff",
+    "Discard",
+    "Entry",
+    "Event",
+    "EventStore",
+    "EventStoreError",
+    "EventTooLarge",
+    "Guard",
+    "InstanceNotFound",
+    "InvalidDiff",
+    "InvalidState",
+    "Kind",
+    "LogTruncated",
+    "LogUnavailable",
+    "OutcomeUnknown",
+    "Position",
+    "ReadTimeout",
+    "Receipt",
+    "Rejected",
+    "State",
+    "UnknownSchema",
+    "UnreadableValue",
+    "UnsupportedValue",
+    "Verdict",
+    "VersionNotFound",
+    "ViewDamaged",
+    "apply",
+    "diff_between",
+    "occurred",
+    "register",
+]

@@ -246,6 +246,14 @@ class Diff:
         """The names of the fields that this diff touches."""
         return frozenset(_field_of(operation[1]) for operation in self._wire())
 
+    def fields_in_order(self) -> list[str]:
+        """Return the names of the fields that this diff touches, the first touched first."""
+        return list(dict.fromkeys(_field_of(operation[1]) for operation in self._wire()))
+
+    def on(self, field: str) -> list[list[Any]]:
+        """Return the operations on one field, in wire form; they must not be changed."""
+        return [operation for operation in self._wire() if _field_of(operation[1]) == field]
+
     def overwritten(self) -> frozenset[str]:
         """The fields whose earlier value this diff replaces, or whose order it depends on.
 
@@ -613,7 +621,7 @@ def _number(value: Any) -> int | float | decimal.Decimal:
 
 
 def _from_int(number: int) -> Any:
-    if -(2**63) <= number < 2**64:
+    if values.INTEGER_MIN <= number <= values.INTEGER_MAX:
         return number
     if number.bit_length() > DIGITS_MAX * 3:
         raise Misfit(f"increment: a sum of more than {DIGITS_MAX} digits")

@@ -10,32 +10,41 @@ frozen dataclass of this size costs 4 us to build, a NamedTuple 0.5 us.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from eventstore.errors import ConfigError
 
 __all__ = [
+    "EPOCH",
     "SYSTEM_PREFIX",
     "Answer",
+    "Batch",
     "Copied",
+    "Discard",
     "EffectKey",
+    "Entry",
     "Event",
     "ForkOf",
     "Guard",
     "Kind",
     "Origin",
     "Position",
+    "Record",
     "RequestPolicy",
     "Source",
     "Times",
     "Verdict",
 ]
 
+#: 1970-01-01, from which all times on the wire count.
+EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
 #: Instance names that begin so are ours (trigger cursors, operators' notes): hidden from
 #: `instances()`, and refused as a target of `append`.
-SYSTEM_PREFIX = "$foldlog/"
+SYSTEM_PREFIX: Final = "$foldlog/"
 
 
 class Kind(IntEnum):
@@ -52,6 +61,9 @@ class Kind(IntEnum):
     NOTE = 8
     ERASE = 9  # reserved
 
+    def __str__(self) -> str:
+        return self.name.lower()
+
 
 class Verdict(IntEnum):
     """What the fold decided. The numbers are stored in views."""
@@ -61,6 +73,9 @@ class Verdict(IntEnum):
     DUPLICATE = 2
     REJECTED = 3
     FOREIGN = 4
+
+    def __str__(self) -> str:
+        return self.name.lower()
 
 
 class Guard(NamedTuple):
@@ -119,7 +134,7 @@ class RequestPolicy(NamedTuple):
 
 
 class EffectKey(NamedTuple):
-    """Which call of a request an effect records: number `call_index` of its name, with these arguments."""
+    """Which call of a request an effect records: its index under its name, and its arguments."""
 
     call_index: int
     digest: str
@@ -182,6 +197,82 @@ class Event(NamedTuple):
     outbox: bytes | None = None
     generation: int = 0
     key_id: str | None = None
+
+
+class Record(NamedTuple):
+    """One record as read. `key` and `value` are None where a foreign producer left them out."""
+
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Batch(NamedTuple):
+    """What one read returned: records in offset order, and where to read on.
+
+    `offset_next` can be far behind the last record's offset + 1: offsets may have gaps
+    (transaction markers), and a batch may be empty although it moved on.
+    """
+
+    records: Sequence[Record]
+    offset_next: int
+    #: The leader epoch (Kafka) of the newest record; -1 where the log has none.
+    epoch: int = -1
+
+
+class Entry(NamedTuple):
+    """An event with its place in its instance's history, and what the fold decided.
+
+    `version` is the instance's version after it. `winner` is the sequence of the event that it
+    lost to or repeats; `field` the one over which a conflict arose; `reason` says the rest.
+    """
+
+    instance: str
+    sequence: int
+    event: Event
+    verdict: Verdict
+    version: int
+    position: Position
+    time_ms: int
+    winner: int | None = None
+    field: str | None = None
+    reason: str = ""
+
+    @property
+    def time(self) -> datetime.datetime:
+        """When the log took it (or when it was recorded first, of an imported event), in UTC."""
+        return datetime.datetime.fromtimestamp(self.time_ms / 1_000, datetime.UTC)
+
+    @property
+    def occurred_at(self) -> datetime.datetime | None:
+        """When it happened, as its producer says, in UTC."""
+        times = self.event.times
+        if times is None or times.occurred_at_us is None:
+            return None
+        return EPOCH + datetime.timedelta(microseconds=times.occurred_at_us)
+
+
+class Discard(NamedTuple):
+    """When a request that waits is not worth running any more; made by the two functions below."""
+
+    policy: int
+    after: int
+    running: bool = False
+
+    @classmethod
+    def num_new_updates(cls, count: int, *, running: bool = False) -> Discard:
+        """Discard once `count` newer requests of its lane have come."""
+        if count < 1:
+            raise ConfigError(f"discard after {count} new updates: give 1 or more")
+        return cls(1, count, running)
+
+    @classmethod
+    def seconds(cls, seconds: float, *, running: bool = False) -> Discard:
+        """Discard once it has waited for so long; kept in milliseconds."""
+        if not seconds > 0:
+            raise ConfigError(f"discard after {seconds} s: give more than 0")
+        return cls(2, max(1, round(seconds * 1_000)), running)
 
 
 class Position(Mapping[int, int]):

@@ -11,31 +11,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from eventstore.events import Batch, Record
+
 __all__ = ["Append", "Batch", "Log", "Ownership", "Record", "Topic"]
-
-
-class Record(NamedTuple):
-    """One record as read. `key` and `value` are None where a foreign producer left them out."""
-
-    offset: int
-    time_ms: int
-    key: bytes | None
-    value: bytes | None
-
-
-class Batch(NamedTuple):
-    """What one read returned: records in offset order, and where to read on.
-
-    `offset_next` can be far behind the last record's offset + 1: offsets may have gaps
-    (transaction markers), and a batch may be empty although it moved on.
-    """
-
-    records: Sequence[Record]
-    offset_next: int
-    #: The leader epoch (Kafka) of the newest record; -1 where the log has none.
-    epoch: int = -1
 
 
 class Topic(NamedTuple):
@@ -89,8 +70,10 @@ class Ownership(ABC):
 class Log(ABC):
     """A log that is open. Every method may be called from any thread."""
 
-    #: Number of shards of a topic with `partitions` partitions; see `shard_of`.
-    url: str  #: without secrets, for messages
+    #: Where the log is, without secrets: for messages.
+    url: str
+    #: The folder for views of this log; None keeps them in memory.
+    view_root: Path | None = None
 
     # --- topics -----------------------------------------------------------------------------
 

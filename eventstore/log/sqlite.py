@@ -73,6 +73,7 @@ class SqliteLog(Log):
         """
         self.folder = Path(folder).absolute()
         self.url = str(self.folder)
+        self.view_root = self.folder / "views"
         self._config = config
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"{self.folder} is a file; the embedded log needs a folder")

@@ -149,7 +149,7 @@ class RocksTable(Table):
     ) -> Iterator[tuple[bytes, bytes]]:
         # The iterator sees the table of its creation: it is made here, not at the first row.
         try:
-            cursor = _Cursor(self._iterator_before(end))
+            cursor = _Cursor(*self._iterator_before(end))
             if reverse:
                 cursor.iterator.seek_to_last()
             else:
@@ -163,7 +163,7 @@ class RocksTable(Table):
         # A new iterator for each call: keeping one saves 0.7 us, but it would not see what was
         # written since, and would keep deleted files.
         try:
-            iterator = self._iterator_before(end)
+            iterator, _options = self._iterator_before(end)
             iterator.seek(start)
             if iterator.valid():
                 return iterator.key(), iterator.value()
@@ -174,7 +174,7 @@ class RocksTable(Table):
 
     def last(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         try:
-            iterator = self._iterator_before(end)
+            iterator, _options = self._iterator_before(end)
             iterator.seek_to_last()
             if iterator.valid():
                 key = iterator.key()
@@ -242,10 +242,15 @@ class RocksTable(Table):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(cursor.iterator))
             cursor.drop()
 
-    def _iterator_before(self, end: bytes) -> RdictIter:
+    def _iterator_before(self, end: bytes) -> tuple[RdictIter, ReadOptions]:
+        """Return an iterator and its options, which must live as long as it does.
+
+        The iterator points at the bound inside them: without them it ends wherever the next user
+        of that memory lets it (tests/contract/test_table.py shows it).
+        """
         options = ReadOptions()
         options.set_iterate_upper_bound(end)
-        return self._database.iter(options)
+        return self._database.iter(options), options
 
     def _forwards(self, cursor: _Cursor) -> Iterator[tuple[bytes, bytes]]:
         # No local variable holds the iterator while this waits for its reader: close() could not
@@ -281,10 +286,11 @@ class RocksTable(Table):
 class _Cursor:
     """The iterator of one scan, which close() can take away from it."""
 
-    __slots__ = ("__weakref__", "iterator")
+    __slots__ = ("__weakref__", "_options", "iterator")
 
-    def __init__(self, iterator: RdictIter) -> None:
+    def __init__(self, iterator: RdictIter, options: ReadOptions) -> None:
         self.iterator = iterator
+        self._options = options
 
     def drop(self) -> None:
         self.iterator = cast(RdictIter, _Gone())

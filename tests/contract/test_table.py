@@ -301,3 +301,20 @@ def test_a_scan_can_be_left_unfinished(table: Table) -> None:
 
     put(table, a="3")
     assert table.get(b"a") == b"3"
+
+
+def test_a_scan_ends_at_its_end_whatever_is_read_meanwhile(table: Table) -> None:
+    put(table, **{f"{letter}{number}": "" for letter in "abc" for number in range(9)})
+
+    seen = {}
+    for letter in "abc":
+        # Bounds made for the call, and freed after it, while others are made in their place.
+        scans = [table.scan(bytes((i,)), bytes((i + 1,))) for i in b"abc"]
+        for other in "cab":
+            assert table.last(other.encode(), other.encode() + b"\xff") == (
+                f"{other}8".encode(),
+                b"",
+            )
+        seen[letter] = [len(list(scan)) for scan in scans]
+
+    assert seen == dict.fromkeys("abc", [9, 9, 9])

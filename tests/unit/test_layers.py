@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 #: The one place where log and view meet: the store, and what keeps its view up with its log.
-STORE = ("eventstore.store", "eventstore.follow")
+STORE = ("eventstore.store", "eventstore.channel", "eventstore.follow")
 
 #: From the top down; a new file or folder gets its place here. Rooms of one layer may import one
 #: another, as long as no circle comes of it.

@@ -1,0 +1,400 @@
+"""A channel: one app's log and view, joined. What App says in terms of states, it does in events.
+
+Writing needs the log only. The first read opens the view, folds what the log has since, and keeps
+it up from then on (follow.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import orjson
+
+from eventstore import codec
+from eventstore.config import Config
+from eventstore.errors import Closed, ConfigError, EventTooLarge, OutcomeUnknown
+from eventstore.events import SYSTEM_PREFIX, Entry, Event, Kind, Position, Verdict
+from eventstore.fold import GENERATION_NOTE
+from eventstore.follow import Follower, FollowProgress, quarantined, repairs_of
+from eventstore.log.base import Append, Log, Topic
+from eventstore.receipts import Receipt
+from eventstore.view.opening import OpenView, open_in_memory, open_on_disk
+from eventstore.view.reader import HistoryRow
+from eventstore.view.writer import INSTANCE_BYTES_MAX
+
+__all__ = ["Channel", "as_entry"]
+
+
+class Channel:
+    """See the module's text. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        name: str,
+        log: Log,
+        config: Config,
+        progress: Callable[[FollowProgress], None] | None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self.config = config
+        self._progress = progress
+        self._topic_name = f"{config.namespace}.{name}"
+        self._topic: Topic | None = None
+        self._follower: Follower | None = None
+        self._opening = threading.Lock()
+        #: Held while records are handed to the log, so that `_newest` is the last handed over.
+        self._appending = threading.Lock()
+        #: partition -> the newest receipt that a read may have to wait for.
+        self._newest: dict[int, Receipt] = {}
+        self._failed: list[Receipt] = []
+        self._closed = False
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def send(self, events: Sequence[tuple[str, Event]]) -> list[Receipt]:
+        """Hand events to the log, together; either all are handed over or none.
+
+        Raises:
+            ConfigError: an instance's name cannot be one.
+            EventTooLarge: an event is above `event_bytes_max`.
+            LogUnavailable: the buffer stayed full, or an earlier write failed unasked.
+            Closed: the store is closed.
+        """
+        if self._failed or self._closed:
+            self.check()
+        topic = self._topic_to_write()
+        limit = self.config.event_bytes_max
+        receipts: list[Receipt] = []
+        appends: list[Append] = []
+        for instance, event in events:
+            key = instance_key(instance)
+            value = codec.encode_event(event)
+            if len(value) > limit:
+                raise EventTooLarge(len(value), limit)
+            receipt = Receipt(self, instance)
+            receipts.append(receipt)
+            appends.append(Append(self.log.partition_of(key, topic), key, value, receipt))
+        self._hand_over(topic, appends, receipts)
+        return receipts
+
+    def _hand_over(
+        self, topic: Topic, appends: Sequence[Append], receipts: Sequence[Receipt]
+    ) -> None:
+        with self._appending:
+            self.log.append(topic, appends)
+            for append, receipt in zip(appends, receipts, strict=True):
+                self._newest[append.partition] = receipt
+
+    def sure(self, instance: str, event: Event, timeout_s: float | None) -> Entry:
+        """Append an event that counts once, again if its outcome is unknown; return its entry.
+
+        Of a duplicate, the original's.
+        """
+        timeout_s = self.config.read_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        while True:
+            receipt = self.send([(instance, event)])[0]
+            try:
+                entry = receipt.entry(max(0.001, deadline - time.monotonic()))
+            except OutcomeUnknown:
+                if time.monotonic() >= deadline:
+                    raise
+                continue
+            return self.original(receipt, entry)
+
+    def _topic_to_write(self) -> Topic:
+        if self._topic is None:
+            self._topic = self.log.topic(self._topic_name, create=True)
+            assert self._topic is not None  # create=True
+        return self._topic
+
+    def unasked(self, receipt: Receipt) -> None:
+        """Remember a failed write whose receipt nobody has asked yet."""
+        self._failed.append(receipt)
+
+    def check(self) -> None:
+        """Raise what keeps a call from being made: Closed, or an earlier write that failed."""
+        self.raise_unasked()
+        if self._closed:
+            raise Closed(f"app {self.name}: the store is closed")
+
+    def raise_unasked(self) -> None:
+        """Raise the error of an earlier write that nobody has asked about; once."""
+        if self._failed:
+            failed = [receipt for receipt in self._failed if not receipt.asked]
+            self._failed.clear()
+            if failed:
+                error = failed[0].error
+                assert error is not None
+                more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+                error.add_note(f"of an earlier write to {self.name}/{failed[0].instance}{more}")
+                raise error
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def reading(
+        self,
+        instance: str | None,
+        after: Receipt | Position | str | None = None,
+        *,
+        fresh: bool = False,
+        timeout_s: float | None = None,
+    ) -> Follower | None:
+        """Return the view once it includes what the reader must see; None without any event.
+
+        That is every write handed over here before the call (to the instance's partition, or to
+        all), `after`, and with `fresh` everything acknowledged to anyone.
+
+        Raises:
+            ConfigError: `after` is a position of another log.
+            As for Follower.wait_for.
+        """
+        if self._failed or self._closed:
+            self.check()
+        follower = self._follower or self._open()
+        if follower is None:
+            if after is not None:
+                raise ConfigError(f"app {self.name} has no events, so {after} cannot be of it")
+            return None
+        if self._newest or after is not None or fresh:
+            timeout_s = self.config.read_timeout_s if timeout_s is None else timeout_s
+            deadline = time.monotonic() + timeout_s
+            if self._newest:
+                self._wait_for_own(follower, instance, deadline)
+            if after is not None:
+                offsets = self._offsets_of(follower, after, deadline)
+                follower.wait_for(offsets, deadline - time.monotonic())
+            if fresh:
+                follower.catch_up(deadline - time.monotonic())
+        return follower
+
+    def is_ready(self, instance: str) -> bool:
+        """Whether a read of this instance has nothing to wait for."""
+        follower = self._follower
+        if follower is None:
+            return False
+        return self._newest.get(self.partition(follower, instance)) is None
+
+    def _wait_for_own(self, follower: Follower, instance: str | None, deadline: float) -> None:
+        newest = self._newest
+        if instance is not None and follower.topic.partitions > 1:
+            partition = self.partition(follower, instance)
+            receipt = newest.get(partition)
+            newest = {} if receipt is None else {partition: receipt}
+        for partition, receipt in list(newest.items()):
+            receipt.settle(deadline - time.monotonic())
+            if receipt.offset >= 0:
+                follower.wait_for({partition: receipt.offset}, deadline - time.monotonic())
+            else:
+                # It failed; what was handed over before it may be there, at an unknown offset.
+                follower.catch_up(deadline - time.monotonic())
+            with self._appending:
+                if self._newest.get(partition) is receipt:
+                    del self._newest[partition]
+
+    def _offsets_of(
+        self, follower: Follower, after: Receipt | Position | str, deadline: float
+    ) -> Mapping[int, int]:
+        if isinstance(after, Receipt):
+            after = after.result(max(0.0, deadline - time.monotonic()))
+        position = Position.parse(after) if isinstance(after, str) else after
+        if position.identity != follower.topic.identity:
+            raise ConfigError(
+                f"the position {position} is one of another log; that of {self.name} is"
+                f" {follower.topic.identity}"
+            )
+        unknown = [partition for partition in position if partition not in follower.offsets_next]
+        if unknown:
+            raise ConfigError(f"the position {position} has partition {unknown[0]}, the log not")
+        return position
+
+    def _open(self) -> Follower | None:
+        with self._opening:
+            if self._follower is not None:
+                return self._follower
+            topic = self.log.topic(self._topic_name, create=False)
+            if topic is None:
+                return None
+            self._topic = self._topic or topic
+            follower = Follower(
+                self.log,
+                topic,
+                self._open_view,
+                hot_bytes_max=self.config.view_cache_bytes,
+                report=self._progress,
+            )
+            try:
+                follower.start()
+            except BaseException:
+                follower.close()
+                raise
+            self._follower = follower
+            return follower
+
+    def _open_view(self, topic: Topic) -> OpenView:
+        stamp = f"{topic.identity}+{repairs_of(self.log, topic).number}"
+        root = self.config.view_path or self.log.view_root
+        if root is None:
+            return open_in_memory(stamp)
+        return open_on_disk(
+            root,
+            topic.name,
+            stamp,
+            cache_bytes=self.config.view_cache_bytes,
+            idle_s=self.config.view_slot_idle_s,
+        )
+
+    def opened(self) -> Follower:
+        """Return the view of an app that is known to have events."""
+        follower = self._follower or self._open()
+        assert follower is not None
+        return follower
+
+    def partition(self, follower: Follower, instance: str) -> int:
+        """Return the partition of an instance."""
+        if follower.topic.partitions == 1:
+            return 0
+        return self.log.partition_of(instance.encode(errors="replace"), follower.topic)
+
+    def offsets(self, follower: Follower, instance: str) -> dict[int, int]:
+        """Return how far the instance's partition is folded."""
+        partition = self.partition(follower, instance)
+        return {partition: follower.offsets_next[partition] - 1}
+
+    # --- what receipts ask ------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> str:
+        """The identity of this app's log; part of every position."""
+        assert self._topic is not None  # nobody has a receipt before it is known
+        return self._topic.identity
+
+    def entry_at(self, receipt: Receipt, timeout_s: float | None) -> Entry:
+        """Return the history's entry of a durable event, once it is folded."""
+        follower = self.opened()
+        timeout_s = self.config.read_timeout_s if timeout_s is None else timeout_s
+        follower.wait_for({receipt.partition: receipt.offset}, timeout_s)
+        head = follower.reader.head(receipt.instance)
+        assert head is not None
+        sequence = follower.reader.sequence_end_at_offset(head, receipt.offset) - 1
+        row = follower.reader.event(head, sequence)
+        assert row is not None
+        assert row.offset == receipt.offset
+        return as_entry(receipt.instance, row, follower.topic.identity)
+
+    def original(self, receipt: Receipt, entry: Entry) -> Entry:
+        """Return the entry of which a duplicate is a copy; any other entry as it is."""
+        if entry.verdict != Verdict.DUPLICATE or entry.winner is None:
+            return entry
+        follower = self.opened()
+        head = follower.reader.head(receipt.instance)
+        assert head is not None
+        row = follower.reader.event(head, entry.winner)
+        assert row is not None
+        return as_entry(receipt.instance, row, follower.topic.identity)
+
+    # --- an operator's calls ----------------------------------------------------------------------
+
+    def quarantine(self, partition: int, offset: int, reason: str) -> None:
+        """Record that every fold skips one record; see App.quarantine."""
+        topic = self.log.topic(self._topic_name, create=False)
+        if topic is None or not 0 <= partition < topic.partitions:
+            raise ConfigError(f"app {self.name} has no partition {partition}")
+        taken_out = quarantined(self.log, topic)
+        offsets = sorted(taken_out.get(partition, frozenset()) | {offset})
+        notes = self.log.metadata(topic).get("quarantine_reasons")
+        reasons = dict(notes) if isinstance(notes, dict) else {}
+        reasons[f"{partition}:{offset}"] = reason
+        merged = {str(p): sorted(o) for p, o in taken_out.items()} | {str(partition): offsets}
+        self.log.set_metadata(topic, {"quarantined": merged, "quarantine_reasons": reasons})
+
+    def rebuild(self) -> None:
+        """Set the view aside and fold the whole log anew; see App.rebuild_view."""
+        follower = self._follower or self._open()
+        if follower is None:
+            raise ConfigError(f"app {self.name} has no events, and so no view")
+        follower.rebuild("a rebuild was asked for")
+
+    def repair(self) -> None:
+        """Accept what a cut log has lost, and open a new generation; see App.repair."""
+        with self._opening:
+            if self._follower is not None:
+                self._follower.close()
+                self._follower = None
+            topic = self.log.topic(self._topic_name, create=False)
+            if topic is None:
+                raise ConfigError(f"app {self.name} has no events, and so nothing to repair")
+            firsts = {
+                str(partition): self.log.offset_first(topic, partition)
+                for partition in range(topic.partitions)
+            }
+            # Every view of this app, here and elsewhere, is of an earlier repair from now on, and
+            # is rebuilt by whoever opens it.
+            repairs = repairs_of(self.log, topic)
+            self.log.set_metadata(
+                topic, {"repairs": {"count": repairs.number + 1, "begin": firsts}}
+            )
+        follower = self._open()
+        assert follower is not None
+        body = {"generation": 0, "begin": firsts}
+        for partition in range(topic.partitions):
+            body["generation"] = follower.generation(partition) + 1
+            note = Event(Kind.NOTE, GENERATION_NOTE, orjson.dumps(body))
+            key = self._note_key(topic, partition)
+            receipt = Receipt(self, key.decode())
+            append = Append(partition, key, codec.encode_event(note), receipt)
+            self._hand_over(topic, [append], [receipt])
+            receipt.entry(self.config.read_timeout_s)
+
+    def _note_key(self, topic: Topic, partition: int) -> bytes:
+        """Return the first of our system instances that belongs to a partition."""
+        number = 0
+        while True:
+            key = f"{SYSTEM_PREFIX}log/{number}".encode()
+            if self.log.partition_of(key, topic) == partition:
+                return key
+            number += 1
+
+    def close(self) -> None:
+        """Let go of the view. The log is the store's to close."""
+        self._closed = True
+        with self._opening:
+            if self._follower is not None:
+                self._follower.close()
+                self._follower = None
+
+
+def instance_key(instance: str) -> bytes:
+    """Return an instance's name as a record key; ConfigError when it cannot be one."""
+    if not isinstance(instance, str) or not instance:
+        raise ConfigError(f"instance {instance!r}: a name is text, and not empty")
+    if instance.startswith(SYSTEM_PREFIX):
+        raise ConfigError(f"instance {instance!r}: names that begin with {SYSTEM_PREFIX} are ours")
+    try:
+        key = instance.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"instance {instance!r} is not valid Unicode text") from None
+    if len(key) > INSTANCE_BYTES_MAX:
+        raise ConfigError(
+            f"instance {instance[:40]!r}...: {len(key)} bytes; at most {INSTANCE_BYTES_MAX}"
+        )
+    return key
+
+
+def as_entry(instance: str, row: HistoryRow, identity: str) -> Entry:
+    """Return a row of the history as users see it."""
+    return Entry(
+        instance,
+        row.sequence,
+        row.event,
+        row.verdict,
+        row.version,
+        Position(identity, {row.partition: row.offset}),
+        row.time_ms,
+        row.winner,
+        row.field,
+        row.reason,
+    )

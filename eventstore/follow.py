@@ -1,0 +1,409 @@
+"""Following: keeps one app's view up with its log. With store.py, where log and view meet.
+
+A daemon thread folds what arrives. A reader that waits for a position does not wait for that
+thread: it folds in its own, so that reading one's own write costs no thread switch. One lock sees
+to it that one thread folds at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from eventstore.errors import (
+    Closed,
+    EventStoreError,
+    LogTruncated,
+    LogUnavailable,
+    ReadTimeout,
+    UnknownSchema,
+    ViewDamaged,
+)
+from eventstore.log.base import Log, Topic
+from eventstore.view.opening import OpenView
+from eventstore.view.reader import ViewReader
+from eventstore.view.writer import ViewWriter, record_digest
+
+__all__ = ["FollowProgress", "Follower", "Repairs", "quarantined", "repairs_of"]
+
+logger: Final = logging.getLogger("eventstore.view")
+
+#: Records folded per batch: a crash repeats at most so many, and one that reads while others
+#: catch up waits for at most so many.
+_BATCH_RECORDS_MAX: Final = 1_000
+_BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
+#: How long the thread waits for news before it looks after everything else again.
+_WAIT_S: Final = 1.0
+#: A copy of the view is published for new slots after so many records.
+_PUBLISH_RECORDS: Final = 100_000
+_REPORT_INTERVAL_S: Final = 0.5
+
+
+class FollowProgress(NamedTuple):
+    """How far a catch-up is: records folded of those that were there when it began."""
+
+    app: str
+    records: int
+    records_total: int
+    done: bool = False
+
+
+class Follower:
+    """One app's view, kept up with its log from `start` until `close`.
+
+    `open_view` opens the view's database, a new one if it has to; it is called again when the
+    database fails.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topic: Topic,
+        open_view: Callable[[Topic], OpenView],
+        *,
+        hot_bytes_max: int,
+        report: Callable[[FollowProgress], None] | None = None,
+    ) -> None:
+        self._log = log
+        self.topic = topic
+        self._open_view = open_view
+        self._hot_bytes_max = hot_bytes_max
+        self._report = report
+        #: Held by the one thread that folds.
+        self._lock = threading.Lock()
+        #: partition -> why it goes no further.
+        self._stopped: dict[int, EventStoreError] = {}
+        self._quarantined: dict[int, frozenset[int]] = {}
+        self._suspect = False
+        self._closing = threading.Event()
+        self._published_at = 0
+        self._thread = threading.Thread(
+            target=self._run, name=f"eventstore-view-{topic.name}", daemon=True
+        )
+        self._opened = open_view(topic)
+        self._use(self._opened)
+
+    def _use(self, opened: OpenView) -> None:
+        self._opened = opened
+        self.reader = ViewReader(opened.table)
+        self._writer = ViewWriter(
+            opened.table,
+            lambda key: self._log.partition_of(key, self.topic),
+            hot_bytes_max=self._hot_bytes_max,
+        )
+        #: partition -> the first offset that is not folded; read without the lock.
+        self.offsets_next = {
+            partition: self._writer.progress(partition).offset_next
+            for partition in range(self.topic.partitions)
+        }
+        self._repairs = repairs_of(self._log, self.topic)
+        for partition, offset in self._repairs.begin.items():
+            if self.offsets_next[partition] < offset:
+                self._writer.begin_at(partition, offset)
+                self.offsets_next[partition] = offset
+        self._stopped.clear()
+        self._suspect = True
+
+    # --- starting and ending --------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Fold everything that the log has now, then go on in a thread.
+
+        Raises:
+            LogTruncated: the log lost events that were folded already; nothing was changed.
+            LogUnavailable: the log cannot be reached.
+            UnknownSchema: a partition waits at an event of a newer schema.
+        """
+        self._fold_all()
+        self._thread.start()
+
+    def _fold_all(self) -> None:
+        ends = self._ends()
+        total = sum(max(0, end - self.offsets_next[partition]) for partition, end in ends.items())
+        begun = dict(self.offsets_next)
+        reported = time.monotonic()
+        for partition, end in ends.items():
+            while self.offsets_next[partition] < end:
+                with self._lock:
+                    self._advance(partition)
+                self._check(partition)
+                now = time.monotonic()
+                if self._report is not None and now - reported >= _REPORT_INTERVAL_S:
+                    reported = now
+                    done = sum(self.offsets_next[p] - begun[p] for p in begun)
+                    self._report(FollowProgress(self.topic.name, done, total))
+        if self._report is not None and total:
+            self._report(FollowProgress(self.topic.name, total, total, done=True))
+
+    def _ends(self) -> dict[int, int]:
+        with self._lock:
+            self._verify()
+        return {
+            partition: self._log.offset_end(self.topic, partition)
+            for partition in range(self.topic.partitions)
+        }
+
+    def close(self) -> None:
+        """Stop folding and let go of the view; it stays warm for the next process."""
+        self._closing.set()
+        self._log.wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._lock:
+            self._opened.close()
+
+    # --- waiting --------------------------------------------------------------------------------
+
+    def wait_for(self, offsets: Mapping[int, int], timeout_s: float) -> None:
+        """Return when the view includes these offsets, folding what is missing in this thread.
+
+        Raises:
+            ReadTimeout: it did not get there within `timeout_s`.
+            UnknownSchema, LogTruncated: the partition goes no further; the message says why.
+            LogUnavailable: the log cannot be reached.
+            ViewDamaged: the view's database failed; the log is not touched by that.
+        """
+        deadline = time.monotonic() + timeout_s
+        for partition, offset in offsets.items():
+            while self.offsets_next[partition] <= offset:
+                left = deadline - time.monotonic()
+                if self._closing.is_set():
+                    raise Closed(f"app {self.topic.name}: the store is closed")
+                if left <= 0:
+                    self._check(partition)
+                    raise ReadTimeout(
+                        f"the view of {self.topic.name} is at offset"
+                        f" {self.offsets_next[partition] - 1} of partition {partition}, not at"
+                        f" {offset}, after {timeout_s} s; read again later"
+                    )
+                if not self._lock.acquire(timeout=left):
+                    continue
+                try:
+                    moved = self.offsets_next[partition] > offset or self._advance(partition)
+                finally:
+                    self._lock.release()
+                self._check(partition)
+                if not moved:
+                    wanted = {partition: self.offsets_next[partition]}
+                    self._log.wait(self.topic, wanted, min(left, 0.25))
+
+    def catch_up(self, timeout_s: float) -> None:
+        """Return when the view has everything that was acknowledged to anyone before the call."""
+        ends = {
+            partition: self._log.offset_end(self.topic, partition) - 1
+            for partition in self.offsets_next
+        }
+        self.wait_for(ends, timeout_s)
+
+    def generation(self, partition: int) -> int:
+        """Return the generation of a partition's log (see fold.py)."""
+        return self._writer.progress(partition).generation
+
+    @property
+    def stopped(self) -> dict[int, EventStoreError]:
+        """The partitions that go no further, and why."""
+        return dict(self._stopped)
+
+    def _check(self, partition: int) -> None:
+        error = self._stopped.get(partition)
+        if error is not None:
+            raise error
+
+    # --- folding --------------------------------------------------------------------------------
+
+    def _advance(self, partition: int) -> bool:
+        """Fold one batch of a partition; False when there was nothing. The lock is held."""
+        if self._closing.is_set():
+            raise Closed(f"app {self.topic.name}: the store is closed")
+        if self._suspect:
+            self._verify()
+        offset = self.offsets_next[partition]
+        try:
+            batch = self._log.read(
+                self.topic,
+                partition,
+                offset,
+                records_max=_BATCH_RECORDS_MAX,
+                bytes_max=_BATCH_BYTES_MAX,
+            )
+            if batch.offset_next == offset:
+                return False
+            progress = self._writer.progress(partition)
+            if batch.epoch > progress.epoch >= 0:
+                # Another leader: what it took over may end before what was folded.
+                self._verify_partition(partition)
+            self._writer.apply(partition, batch, self._quarantined.get(partition, frozenset()))
+        except UnknownSchema as error:
+            self._stop_at_unknown(partition, error)
+            return self.offsets_next[partition] > offset
+        except LogTruncated as error:
+            if self._reopened_on_other_log():
+                return True
+            self._stopped[partition] = error
+            raise
+        except LogUnavailable:
+            self._suspect = True
+            raise
+        except ViewDamaged:
+            # What is in memory may not be in the table: begin again from what the table has.
+            self._reopen()
+            raise
+        self._stopped.pop(partition, None)
+        self.offsets_next[partition] = self._writer.progress(partition).offset_next
+        self._publish()
+        return True
+
+    def _stop_at_unknown(self, partition: int, error: UnknownSchema) -> None:
+        """Stop a partition, unless an operator has taken the event out in the meantime."""
+        offset = self._writer.progress(partition).offset_next
+        self.offsets_next[partition] = offset
+        self._quarantined = quarantined(self._log, self.topic)
+        if offset in self._quarantined.get(partition, ()):
+            self._stopped.pop(partition, None)
+        else:
+            self._stopped[partition] = error
+
+    def _verify(self) -> None:
+        for partition in self.offsets_next:
+            self._verify_partition(partition)
+        self._suspect = False
+
+    def _verify_partition(self, partition: int) -> None:
+        """See that the log still has, at its place, the last record that was folded.
+
+        Raises:
+            LogTruncated: it has not, or its beginning is gone and this view has not seen it.
+        """
+        progress = self._writer.progress(partition)
+        first = self._log.offset_first(self.topic, partition)
+        end = self._log.offset_end(self.topic, partition)
+        where = f"partition {partition} of {self.topic.name}"
+        advice = "`eventstore repair --accept-loss` goes on with what the log still has"
+        if first > progress.offset_next:
+            raise LogTruncated(
+                f"{where} begins at offset {first}, but events from {progress.offset_next} on were"
+                f" never folded here; {advice}"
+            )
+        if end < progress.offset_next:
+            raise LogTruncated(
+                f"{where} ends at offset {end}, but events up to {progress.offset_next - 1} were"
+                f" folded already; {advice}"
+            )
+        if progress.offset_last < max(first, 0):
+            return  # nothing folded yet, or retention has taken it since
+        batch = self._log.read(
+            self.topic, partition, progress.offset_last, records_max=1, bytes_max=1
+        )
+        if not batch.records or record_digest(batch.records[0]) != progress.digest:
+            raise LogTruncated(
+                f"{where} has another record at offset {progress.offset_last} than the one that"
+                f" was folded; {advice}"
+            )
+
+    def _reopened_on_other_log(self) -> bool:
+        """Begin anew when the topic was deleted and created again under our feet."""
+        topic = self._log.topic(self.topic.name, create=False)
+        if topic is None or topic.identity == self.topic.identity:
+            return False
+        self.topic = topic
+        self._reopen()
+        return True
+
+    def rebuild(self, reason: str) -> None:
+        """Set the view aside and fold the whole log anew, in this thread.
+
+        Raises:
+            As for `start`; the new view is as far as it got, and the thread goes on.
+        """
+        with self._lock:
+            self._opened.begin_anew(reason)
+            self._use(self._opened)
+        self._fold_all()
+
+    def _reopen(self) -> None:
+        self._opened.close()
+        self._use(self._open_view(self.topic))
+
+    def _publish(self) -> None:
+        records = sum(self._writer.progress(p).records for p in self.offsets_next)
+        if records - self._published_at >= _PUBLISH_RECORDS:
+            self._published_at = records
+            self._opened.publish()
+
+    # --- the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failing = False
+        while not self._closing.is_set():
+            try:
+                if not self._advance_all():
+                    self._wait_for_news()
+                failing = False
+            except Closed:
+                return
+            except EventStoreError as error:
+                # Readers get the error itself, from `wait_for`; here it is said once.
+                if not failing:
+                    logger.warning("the view of %s waits: %s", self.topic.name, error)
+                failing = True
+                self._pause()
+
+    def _advance_all(self) -> bool:
+        moved = False
+        for partition in list(self.offsets_next):
+            if partition in self._stopped and not self._may_go_on(partition):
+                continue
+            with self._lock:
+                moved |= self._advance(partition)
+        return moved
+
+    def _may_go_on(self, partition: int) -> bool:
+        """Whether to try a stopped partition again: only an operator can let it go on."""
+        if not isinstance(self._stopped[partition], UnknownSchema):
+            if repairs_of(self._log, self.topic).number == self._repairs.number:
+                return False
+            with self._lock:
+                self._reopen()
+            return True
+        self._quarantined = quarantined(self._log, self.topic)
+        return self.offsets_next[partition] in self._quarantined.get(partition, ())
+
+    def _wait_for_news(self) -> None:
+        wanted = {
+            partition: offset
+            for partition, offset in self.offsets_next.items()
+            if partition not in self._stopped
+        }
+        if wanted:
+            self._log.wait(self.topic, wanted, _WAIT_S)
+        else:
+            self._pause()
+
+    def _pause(self) -> None:
+        self._closing.wait(_WAIT_S)
+
+
+class Repairs(NamedTuple):
+    """How often an operator accepted the loss of events, and where each partition begins since."""
+
+    number: int
+    begin: dict[int, int]
+
+
+def repairs_of(log: Log, topic: Topic) -> Repairs:
+    """Return the repairs recorded in the app's metadata."""
+    found = log.metadata(topic).get("repairs")
+    if not isinstance(found, dict):
+        return Repairs(0, {})
+    return Repairs(int(found["count"]), {int(p): int(o) for p, o in found["begin"].items()})
+
+
+def quarantined(log: Log, topic: Topic) -> dict[int, frozenset[int]]:
+    """Return the offsets that operators took out of each partition, from the app's metadata."""
+    found = log.metadata(topic).get("quarantined")
+    if not isinstance(found, dict):
+        return {}
+    return {int(partition): frozenset(offsets) for partition, offsets in found.items()}

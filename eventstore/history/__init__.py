@@ -1,0 +1,1 @@
+"""Reading the past: where `get(at=...)` looks, and what `tail` shows."""

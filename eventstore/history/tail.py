@@ -1,0 +1,104 @@
+"""Tailing: an app's events in the order in which the log takes them, with their verdicts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from eventstore.channel import Channel, as_entry
+from eventstore.errors import ConfigError
+from eventstore.events import Entry, Position
+from eventstore.follow import Follower
+
+__all__ = ["tail_entries"]
+
+_BATCH_RECORDS_MAX: Final = 500
+_BATCH_BYTES_MAX: Final = 1024 * 1024
+#: How long one wait for news lasts before the deadline is looked at again.
+_WAIT_S: Final = 0.5
+
+
+def tail_entries(
+    channel: Channel,
+    start: Literal["now", "beginning"] | Position | str,
+    *,
+    follow: bool,
+    timeout_s: float | None,
+) -> Iterator[Entry]:
+    """Yield entries from a start on; see App.tail."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    follower = channel.reading(None)
+    if follower is None:
+        if isinstance(start, Position):
+            raise ConfigError(f"app {channel.name} has no events, so {start} cannot be of it")
+        # Whatever comes first came after the call.
+        follower = _first_event(channel, deadline) if follow else None
+        start = "beginning"
+        if follower is None:
+            return
+    offsets = _offsets(channel, follower, start)
+    while True:
+        found = False
+        for partition in offsets:
+            batch = channel.log.read(
+                follower.topic,
+                partition,
+                offsets[partition],
+                records_max=_BATCH_RECORDS_MAX,
+                bytes_max=_BATCH_BYTES_MAX,
+            )
+            offsets[partition] = batch.offset_next
+            if not batch.records:
+                continue
+            found = True
+            last = batch.records[-1].offset
+            follower.wait_for({partition: last}, channel.config.read_timeout_s)
+            for record in batch.records:
+                entry = _entry(follower, partition, record.offset, record.key)
+                if entry is not None:
+                    yield entry
+        if found:
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        elif not follow or (deadline is not None and time.monotonic() >= deadline):
+            return
+        else:
+            left = _WAIT_S if deadline is None else min(_WAIT_S, deadline - time.monotonic())
+            channel.log.wait(follower.topic, offsets, max(0.0, left))
+
+
+def _first_event(channel: Channel, deadline: float | None) -> Follower | None:
+    while True:
+        follower = channel.reading(None)
+        if follower is not None or (deadline is not None and time.monotonic() >= deadline):
+            return follower
+        time.sleep(0.05)  # there is no topic yet that could be waited for
+
+
+def _offsets(
+    channel: Channel, follower: Follower, start: Literal["now", "beginning"] | Position | str
+) -> dict[int, int]:
+    topic = follower.topic
+    partitions = range(topic.partitions)
+    if start == "now":
+        return {partition: channel.log.offset_end(topic, partition) for partition in partitions}
+    firsts = {partition: channel.log.offset_first(topic, partition) for partition in partitions}
+    if start == "beginning":
+        return firsts
+    position = Position.parse(start) if isinstance(start, str) else start
+    if position.identity != topic.identity:
+        raise ConfigError(f"the position {position} is one of another log than {topic.identity}")
+    return {p: max(first, position.get(p, -1) + 1) for p, first in firsts.items()}
+
+
+def _entry(follower: Follower, partition: int, offset: int, key: bytes | None) -> Entry | None:
+    """Return the entry of a record; None for one that took no place in any instance."""
+    instance = "" if key is None else key.decode(errors="replace")
+    head = follower.reader.head(instance)
+    if head is None:
+        return None
+    sequence = follower.reader.sequence_end_at_offset(head, offset) - 1
+    row = follower.reader.event(head, sequence) if sequence >= 0 else None
+    if row is None or (row.partition, row.offset) != (partition, offset):
+        return None
+    return as_entry(instance, row, follower.topic.identity)

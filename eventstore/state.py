@@ -1,0 +1,355 @@
+"""State: an immutable mapping that remembers what was read from it and what was changed.
+
+The same class serves the store, components and state machines. A State that came from a store
+reads each field when somebody asks for it; a State made by hand holds its values. Changing one
+returns another and adds operations to its diff; nothing is copied that was not touched.
+
+What is observed is recorded for the whole family of states that came from one read: the writer
+who read `a` to decide about `b` depends on `a`, whichever of the states it read it from. Reading
+a key, asking `in`, and comparing observe a field; iterating, `len` and `dict(state)` observe all
+(`"*"`). `repr`, `peek` and the debugger do not observe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from eventstore import values
+from eventstore.diff import ABSENT, Diff, Misfit, Path, Shape, apply_operation, shape_of
+from eventstore.errors import InvalidDiff, UnsupportedValue
+from eventstore.events import Position
+
+__all__ = ["Source", "State"]
+
+
+class Source(Protocol):
+    """Where a state's fields come from: one instance at one version, forever the same."""
+
+    def value(self, name: str) -> object:
+        """The field's Python value, or ABSENT."""
+
+    def json(self, name: str) -> Any:
+        """The field's JSON value, made for this call, or ABSENT."""
+
+    def shape(self, name: str) -> int:
+        """What the field is (diff.Shape), without loading it."""
+
+    def names(self) -> Iterable[str]:
+        """The names of the present fields."""
+
+
+class _Values:
+    """The source of a state made by hand."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._values = dict(fields)
+
+    def value(self, name: str) -> object:
+        return self._values.get(name, ABSENT)
+
+    def json(self, name: str) -> Any:
+        value = self.value(name)
+        return ABSENT if value is ABSENT else values.to_json(value, (name,))
+
+    def shape(self, name: str) -> int:
+        return shape_of(self.json(name))
+
+    def names(self) -> Iterable[str]:
+        return self._values
+
+
+#: What an operation must find, if the field is there at all.
+_WANTED: Final = {"append": Shape.LIST, "extend": Shape.LIST, "increment": Shape.NUMBER}
+
+
+class State(Mapping[str, Any]):
+    """The fields of one instance at one version, with the changes made to them here.
+
+    `app`, `instance`, `version` and `position` tell where it was read (None when it was made by
+    hand); `version` is the version that was read, however many changes were made since.
+
+    Values read from a state are Python values made for it: changing one in place changes nothing
+    that is stored, and no other reader's value.
+    """
+
+    __slots__ = (
+        "_build", "_diff", "_keys", "_memo", "_observed", "_source",
+        "app", "generation", "instance", "position", "version",
+    )  # fmt: skip
+
+    def __init__(self, initial_values: Mapping[str, Any] | None = None) -> None:
+        """Make a state by hand.
+
+        Raises:
+            UnsupportedValue: a name that is not text.
+        """
+        fields = {} if initial_values is None else dict(initial_values)
+        for name in fields:
+            if not isinstance(name, str):
+                raise UnsupportedValue((repr(name),), "the name of a field must be text")
+        self._source: Source = _Values(fields)
+        self._diff = Diff()
+        self._memo: dict[str, Any] = {}
+        self._observed: set[str] = set()
+        self._keys: frozenset[str] | None = None
+        self._build: Callable[[Mapping[str, object]], object] | None = None
+        self.app: str | None = None
+        self.instance: str | None = None
+        self.version: int | None = None
+        self.position: Position | None = None
+        self.generation = 0
+
+    @classmethod
+    def at(
+        cls,
+        source: Source,
+        *,
+        app: str,
+        instance: str,
+        version: int,
+        position: Position,
+        generation: int = 0,
+        build: Callable[[Mapping[str, object]], object] | None = None,
+    ) -> State:
+        """Return the state of an instance as a store read it."""
+        state = cls.__new__(cls)
+        state._source = source
+        state._diff = _NO_DIFF
+        state._memo = {}
+        state._observed = set()
+        state._keys = None
+        state._build = build
+        state.app, state.instance, state.version = app, instance, version
+        state.position, state.generation = position, generation
+        return state
+
+    def _with(self, diff: Diff) -> State:
+        """Return this state after more operations; fields that they do not touch are shared."""
+        state = State.__new__(State)
+        state._source, state._diff = self._source, self._diff.then(diff)
+        touched = diff.fields
+        state._memo = {name: value for name, value in self._memo.items() if name not in touched}
+        state._observed = self._observed
+        state._keys = None if self._keys is None else self._keys | touched
+        state._build = self._build
+        state.app, state.instance, state.version = self.app, self.instance, self.version
+        state.position, state.generation = self.position, self.generation
+        return state
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        self._observed.add(name)
+        value = self._peek(name)
+        if value is ABSENT:
+            raise KeyError(
+                f"{name!r} is not in this state; it has: {', '.join(sorted(self._names())) or '-'}"
+            )
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a field's value, or `default`; either way the field is observed."""
+        self._observed.add(name)
+        value = self._peek(name)
+        return default if value is ABSENT else value
+
+    def peek(self, name: str, default: Any = None) -> Any:
+        """Return a field's value without observing it: for hooks, loggers and tracers."""
+        value = self._peek(name)
+        return default if value is ABSENT else value
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        self._observed.add(name)
+        return self._peek(name) is not ABSENT
+
+    def __iter__(self) -> Iterator[str]:
+        self._observed.add("*")
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        self._observed.add("*")
+        return len(self._names())
+
+    def keys(self) -> list[str]:  # type: ignore[override]  # Burr's programs index it
+        """Return the names of all fields."""
+        return list(self)
+
+    def get_all(self) -> dict[str, Any]:
+        """Return all fields as a new dict."""
+        return dict(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self) == dict(other)
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value, so it has none
+
+    def _names(self) -> list[str]:
+        touched = self._diff.fields if len(self._diff) else frozenset()
+        names = [
+            name
+            for name in self._source.names()
+            if name not in touched or self._peek(name) is not ABSENT
+        ]
+        if touched:
+            known = set(names)
+            names += [
+                name
+                for name in self._diff.fields_in_order()
+                if name not in known and self._peek(name) is not ABSENT
+            ]
+        return names if self._keys is None else [name for name in names if name in self._keys]
+
+    def _peek(self, name: str) -> Any:
+        if self._keys is not None and name not in self._keys:
+            return ABSENT
+        try:
+            return self._memo[name]
+        except KeyError:
+            pass
+        operations = self._diff.on(name) if len(self._diff) else ()
+        if operations:
+            value = self._source.json(name)
+            try:
+                for operation in operations:
+                    value = apply_operation(value, operation)
+            except Misfit as misfit:
+                raise InvalidDiff(str(misfit)) from None
+            if value is not ABSENT:
+                value = values.from_json(value)
+        else:
+            value = self._source.value(name)
+        self._memo[name] = value
+        return value
+
+    # --- changing -------------------------------------------------------------------------------
+
+    def update(self, **fields: Any) -> State:
+        """Set fields."""
+        return self._with(Diff(fields))
+
+    def append(self, **items: Any) -> State:
+        """Add one item to the list in each field; an absent list is created."""
+        return self._each("append", Diff.append, items)
+
+    def extend(self, **items: Sequence[Any]) -> State:
+        """Add items to the list in each field; an absent list is created."""
+        return self._each("extend", Diff.extend, items)
+
+    def increment(self, **numbers: Any) -> State:
+        """Add to the number in each field; an absent one counts as 0."""
+        return self._each("increment", Diff.increment, numbers)
+
+    def _each(
+        self, code: str, method: Callable[[Diff, Path, Any], Diff], fields: Mapping[str, Any]
+    ) -> State:
+        diff = Diff()
+        for name, argument in fields.items():
+            if self._diff.on(name):
+                value = self._peek(name)
+                shape = Shape.ABSENT if value is ABSENT else shape_of(values.to_json(value))
+            else:
+                shape = self._source.shape(name)
+            if shape not in (Shape.ABSENT, _WANTED[code]):
+                raise InvalidDiff(
+                    f"{code} {name!r}: it is {Shape.NAMES[shape]}, not {Shape.NAMES[_WANTED[code]]}"
+                )
+            diff = method(diff, name, argument)
+        return self._with(diff)
+
+    def wipe(
+        self, *, delete: Iterable[str] | None = None, keep: Iterable[str] | None = None
+    ) -> State:
+        """Delete the fields `delete`, or all but `keep`; without either, all.
+
+        Raises:
+            ValueError: both were given.
+        """
+        if delete is not None and keep is not None:
+            raise ValueError("wipe: give delete= or keep=, not both")
+        if delete is None:
+            kept = set(keep or ())
+            delete = [name for name in self if name not in kept]
+        diff = Diff()
+        for name in delete:
+            diff = diff.delete(name)
+        return self._with(diff)
+
+    def merge(self, other: Mapping[str, Any]) -> State:
+        """Set all fields that `other` has."""
+        return self._with(Diff(dict(other)))
+
+    def apply(self, diff: Diff) -> State:
+        """Return this state after a diff."""
+        return self._with(diff)
+
+    def subset(self, *names: str, ignore_missing: bool = True) -> State:
+        """Return the state with only these fields; its changes are still those of the instance.
+
+        Raises:
+            KeyError: a field is missing and `ignore_missing` is False.
+        """
+        if not ignore_missing:
+            missing = [name for name in names if name not in self]
+            if missing:
+                raise KeyError(f"not in this state: {', '.join(map(repr, missing))}")
+        state = self._with(_NO_DIFF)
+        state._memo = {name: value for name, value in self._memo.items() if name in names}
+        state._keys = frozenset(names) if self._keys is None else self._keys & frozenset(names)
+        return state
+
+    # --- what a writer needs --------------------------------------------------------------------
+
+    @property
+    def diff(self) -> Diff:
+        """The changes made since the state was read."""
+        return self._diff
+
+    @property
+    def observed(self) -> frozenset[str]:
+        """The fields that were read from this state or its family; `"*"` stands for all."""
+        return frozenset(self._observed)
+
+    @property
+    def data(self) -> Any:
+        """The state as an instance of the app's `state_type`; it observes every field.
+
+        Raises:
+            InvalidState: the stored state does not fit the type; the message names the path.
+            TypeError: the app was opened without a state type, or with validate="off".
+        """
+        if self._build is None:
+            raise TypeError(
+                "this state has no type: open the app with store.app(name, state_type=...)"
+            )
+        return self._build(dict(self))
+
+    def __repr__(self) -> str:
+        shown = []
+        for name in self._names():
+            text = repr(self._peek(name))
+            shown.append(f"{name}={text if len(text) <= 60 else text[:57] + '...'}")
+        place = f"{self.app}/{self.instance} v{self.version}" if self.app is not None else "by hand"
+        changes = f", {len(self._diff)} changes" if len(self._diff) else ""
+        return f"<State {place}{changes}: {', '.join(shown)}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy in another process has no store to read from, so it takes its values along.
+        fields = {name: self._peek(name) for name in self._names()}
+        facts = (self.app, self.instance, self.version, self.position, self.generation)
+        return _rebuild, (fields, facts)
+
+
+def _rebuild(fields: dict[str, Any], facts: tuple[Any, ...]) -> State:
+    state = State(fields)
+    state.app, state.instance, state.version, state.position, state.generation = facts
+    return state
+
+
+_NO_DIFF: Final = Diff()

@@ -1,0 +1,804 @@
+"""EventStore and App: the one place where the log and the view of an app meet."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from eventstore import values
+from eventstore.channel import Channel, as_entry
+from eventstore.config import NAME_PATTERN, Config
+from eventstore.diff import ABSENT, Diff
+from eventstore.diff import Path as FieldPath
+from eventstore.errors import (
+    Closed,
+    ConfigError,
+    Conflict,
+    InstanceNotFound,
+    InvalidDiff,
+    Rejected,
+)
+from eventstore.events import (
+    Discard,
+    Entry,
+    Event,
+    ForkOf,
+    Guard,
+    Kind,
+    Origin,
+    Position,
+    RequestPolicy,
+    Times,
+    Verdict,
+)
+from eventstore.follow import Follower, FollowProgress
+from eventstore.history.at import At, epoch_us, version_at
+from eventstore.history.fork import fork_bodies
+from eventstore.history.tail import tail_entries
+from eventstore.log import open_log
+from eventstore.receipts import Receipt
+from eventstore.state import State
+from eventstore.view.reader import Head, PendingRow, RefusedRow, Snapshot
+
+if TYPE_CHECKING:
+    from eventstore.aio import AsyncEventStore
+
+__all__ = ["App", "EventStore"]
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "<raise>"
+
+
+#: "No default was given": absent things raise.
+MISSING: Final[Any] = _Missing()
+
+#: Bytes left in a fork's event for everything around its operations.
+_FORK_MARGIN_BYTES: Final = 1_000
+
+
+class EventStore:
+    """All apps of one log. A context manager; safe to share between threads, not across a fork."""
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | None = None,
+        *,
+        namespace: str | None = None,
+        config: Config | None = None,
+        progress: Callable[[FollowProgress], None] | None = None,
+    ) -> None:
+        """Open a log; nothing is created before the first write.
+
+        Args:
+            url: a folder or `sqlite:///folder`, `kafka://host:9092[,host:9092]?option=value`,
+                or `memory://`; None is `$EVENTSTORE_URL`, else `./.eventstore`.
+            namespace: keeps the apps of several systems, or of test and production, apart;
+                default `foldlog`.
+            config: all other settings; default: `Config.load()`, so file and environment.
+            progress: is told now and then how far a long catch-up of a view is.
+
+        Raises:
+            ConfigError: the URL or a setting is wrong, or what it names is not a log of ours.
+            LogUnavailable: the log is damaged.
+        """
+        if url is None:
+            url = os.environ.get("EVENTSTORE_URL") or "./.eventstore"
+        self.config = Config.load() if config is None else config
+        if namespace is not None:
+            self.config = Config.model_validate(
+                {**self.config.model_dump(), "namespace": namespace}
+            )
+        self._progress = progress
+        self.log = open_log(os.fspath(url), self.config)
+        self._channels: dict[str, Channel] = {}
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        """Where the log is, without secrets."""
+        return self.log.url
+
+    def app(
+        self,
+        name: str,
+        state_type: type | None = None,
+        *,
+        validate: Literal["on", "off"] = "on",
+    ) -> App:
+        """Return an app; it comes into being with its first event.
+
+        Args:
+            name: letters, digits, `-` and `_`.
+            state_type: a pydantic model, dataclass or TypedDict; every write is then checked
+                before it is appended, and `State.data` is one.
+            validate: "off" reads and writes without the checks (to mend stored state, say).
+
+        Raises:
+            ConfigError: the name has other characters, or the type is of another kind.
+            Closed: the store is closed.
+        """
+        if self._closed:
+            raise Closed("the store is closed")
+        if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
+            raise ConfigError(
+                f"app {name!r}: a name has 1 to 120 letters, digits, '-' and '_', because it"
+                " becomes the name of a Kafka topic"
+            )
+        with self._lock:
+            channel = self._channels.get(name)
+            if channel is None:
+                channel = self._channels[name] = Channel(
+                    name, self.log, self.config, self._progress
+                )
+        if state_type is None:
+            return App(channel)
+        # Validation needs pydantic, which takes longer to import than a small program runs.
+        from eventstore.typed import StateType
+
+        return App(channel, StateType.of(state_type), validate=validate == "on")
+
+    def apps(self) -> list[str]:
+        """Return the names of the apps that have events, sorted."""
+        if self._closed:
+            raise Closed("the store is closed")
+        prefix = f"{self.config.namespace}."
+        return sorted(topic.removeprefix(prefix) for topic in self.log.topics())
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Return when everything appended before the call is durable.
+
+        Raises:
+            LogUnavailable: a write failed that nobody asked about, or not all are durable
+                within `timeout_s`.
+        """
+        self.log.flush(timeout_s)
+        for channel in list(self._channels.values()):
+            channel.raise_unasked()
+
+    @property
+    def aio(self) -> AsyncEventStore:
+        """The same store for asyncio: calls that wait are coroutines."""
+        from eventstore.aio import AsyncEventStore
+
+        return AsyncEventStore(self)
+
+    def threads(self, threads_max: int) -> ThreadPoolExecutor:
+        """Return the pool in which calls of the async face wait; it ends with the store."""
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(threads_max, "eventstore-aio")
+            return self._threads
+
+    def close(self) -> None:
+        """Make everything durable and let go of log and views. Closing again does nothing.
+
+        Raises:
+            LogUnavailable: a write failed that nobody asked about; the store is closed anyway.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.log.flush(self.config.append_timeout_s)
+        finally:
+            for channel in self._channels.values():
+                channel.close()
+            self.log.close()
+            if self._threads is not None:
+                self._threads.shutdown(wait=False)
+        for channel in self._channels.values():
+            channel.raise_unasked()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<EventStore {self.url} namespace={self.config.namespace!r}>"
+
+
+class App:
+    """One app of a store: its instances, written through the log and read through the view.
+
+    Writing opens no view. The first read takes a view's database (a "slot": warm from an earlier
+    process when one is free), folds what the log has since, and keeps it up from then on.
+    """
+
+    def __init__(self, channel: Channel, state_type: Any = None, *, validate: bool = True) -> None:
+        self._channel = channel
+        self._type = state_type
+        self._validate = validate and state_type is not None
+
+    @property
+    def name(self) -> str:
+        """The app's name."""
+        return self._channel.name
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def append(
+        self,
+        instance: str,
+        diff: Diff | Mapping[str, object],
+        *,
+        name: str = "",
+        guard: Guard | State | None = None,
+        expected_version: int | None = None,
+        idempotency_key: str | None = None,
+        occurred_at: datetime.datetime | None = None,
+        actor: str | None = None,
+        meta: Mapping[str, object] | None = None,
+    ) -> Receipt:
+        """Append a diff, and return before it is durable; a mapping sets fields.
+
+        A diff without a guard takes effect whenever its operations fit. Never blocks on the disk
+        or the network unless the buffer is full. Appends of one thread to one instance keep
+        their order.
+
+        Args:
+            instance: its name, up to 1,024 bytes; it begins with its first event.
+            diff: the operations, or fields to set.
+            name: what happened, in your words; shown in the history.
+            guard: takes effect only if what `State` observed and the diff overwrites has not
+                changed since that state was read (see `commit`), or an explicit Guard.
+            expected_version: takes effect only on this version: a guard on all fields.
+            idempotency_key: an event with the same key takes effect once, however often it is
+                sent; the same key with other content is rejected.
+            occurred_at: when it happened, with a time zone, if not now.
+            actor: who did it.
+            meta: anything else about it, as JSON.
+
+        Raises:
+            InvalidDiff, InvalidState, UnsupportedValue, EventTooLarge: nothing was written.
+            ConfigError: two kinds of guard, or a name or time that is no such thing.
+            LogUnavailable: an earlier write failed that nobody asked about, or the buffer stayed
+                full for `append_timeout_s`; nothing was written.
+            Closed: the store is closed.
+        """
+        event = self._diff_event(
+            diff, name, guard, expected_version, idempotency_key, occurred_at, actor, meta
+        )
+        return self._channel.send([(instance, event)])[0]
+
+    def append_many(
+        self,
+        items: Iterable[
+            tuple[str, Diff | Mapping[str, object]]
+            | tuple[str, Diff | Mapping[str, object], Mapping[str, Any]]
+        ],
+    ) -> list[Receipt]:
+        """Append many diffs in one group commit: `(instance, diff)` or `(instance, diff, options)`.
+
+        `options` are the keyword arguments of `append`. The order per instance is kept. All are
+        checked before the first is handed to the log, so a refused one means that none was
+        written; the diffs themselves stay independent of one another.
+
+        Raises:
+            As for `append`; nothing was written.
+        """
+        return self._channel.send([(item[0], self._item_event(item)) for item in items])
+
+    def _item_event(self, item: tuple[Any, ...]) -> Event:
+        options = item[2] if len(item) > 2 else {}
+        defaults: dict[str, Any] = {
+            "name": "", "guard": None, "expected_version": None, "idempotency_key": None,
+            "occurred_at": None, "actor": None, "meta": None,
+        }  # fmt: skip
+        unknown = options.keys() - defaults.keys()
+        if unknown:
+            raise ConfigError(f"append_many: unknown options {', '.join(sorted(unknown))}")
+        return self._diff_event(item[1], **{**defaults, **options})
+
+    def _diff_event(
+        self,
+        diff: Diff | Mapping[str, object],
+        name: str,
+        guard: Guard | State | None,
+        expected_version: int | None,
+        idempotency_key: str | None,
+        occurred_at: datetime.datetime | None,
+        actor: str | None,
+        meta: Mapping[str, object] | None,
+    ) -> Event:
+        operations = diff if isinstance(diff, Diff) else self._as_diff(diff)
+        if self._validate:
+            operations = self._type.check_diff(operations)
+        generation = 0
+        if isinstance(guard, State):
+            generation = guard.generation
+            guard = Guard(
+                guard.version or 0, tuple(sorted(guard.observed | operations.overwritten()))
+            )
+        if expected_version is not None:
+            if guard is not None:
+                raise ConfigError("append: give guard= or expected_version=, not both")
+            guard = Guard(expected_version, ("*",))
+        return Event(
+            Kind.DIFF,
+            name,
+            operations.encode(),
+            guard,
+            idempotency_key=idempotency_key,
+            times=None if occurred_at is None else Times(epoch_us(occurred_at)),
+            origin=_origin(actor, meta),
+            generation=generation,
+        )
+
+    def _as_diff(self, fields: object) -> Diff:
+        if isinstance(fields, State):
+            raise InvalidDiff(
+                "append takes a diff or fields, not a State: app.commit(instance, state) writes"
+                " its changes with the guard that they need"
+            )
+        if not isinstance(fields, Mapping):
+            raise InvalidDiff(f"append: {fields!r} is neither a Diff nor a mapping of fields")
+        return Diff(fields)
+
+    def request(
+        self,
+        instance: str,
+        name: str,
+        props: Mapping[str, object] | None = None,
+        *,
+        lane: str = "",
+        discard: Discard | None = None,
+        not_before: datetime.datetime | None = None,
+        retry_of: int | None = None,
+        idempotency_key: str | None = None,
+        occurred_at: datetime.datetime | None = None,
+        actor: str | None = None,
+        meta: Mapping[str, object] | None = None,
+    ) -> Receipt:
+        """Append a request: an update that waits until a processor runs it.
+
+        Args:
+            instance: whose state the update is about.
+            name: the update.
+            props: its arguments.
+            lane: requests of one lane and instance run one at a time, in log order.
+            discard: when it is not worth running any more.
+            not_before: run it at this time at the earliest; it then stands outside the order.
+            retry_of: the sequence of the failed request that this one repeats.
+            idempotency_key: as for `append`.
+            occurred_at: as for `append`.
+            actor: as for `append`.
+            meta: as for `append`.
+
+        Raises:
+            As for `append`; nothing was written.
+        """
+        if not name:
+            raise ConfigError("request: give the name of the update that shall run")
+        policy, after, running = discard or Discard(0, 0)
+        due_ms = None if not_before is None else epoch_us(not_before) // 1_000
+        event = Event(
+            Kind.REQUEST,
+            name,
+            values.encode(dict(props or {})),
+            request=RequestPolicy(lane, policy, after, running, due_ms, 0, retry_of),
+            idempotency_key=idempotency_key,
+            times=None if occurred_at is None else Times(epoch_us(occurred_at)),
+            origin=_origin(actor, meta),
+        )
+        return self._channel.send([(instance, event)])[0]
+
+    def commit(
+        self,
+        instance: str,
+        state: State,
+        *,
+        isolation: Literal["serializable", "snapshot"] = "serializable",
+        name: str = "",
+        idempotency_key: str | None = None,
+        occurred_at: datetime.datetime | None = None,
+        actor: str | None = None,
+        meta: Mapping[str, object] | None = None,
+        timeout_s: float | None = None,
+    ) -> State:
+        """Write the changes made to `state`, if nothing that they depend on changed since.
+
+        Guarded are the fields that were read from the state and those that its changes
+        overwrite; appends and increments of fields that nobody read commute, and need no guard.
+        So two writers of one instance never lose an update. A commit takes effect at most once,
+        also when an acknowledgement is lost and it is sent again.
+
+        A state made by hand is written whole, onto an instance that does not exist yet.
+
+        Args:
+            instance: the one that the state is of.
+            state: what `get` returned, with changes.
+            isolation: "snapshot" guards only what is overwritten.
+            name: as for `append`.
+            idempotency_key: as for `append`.
+            occurred_at: as for `append`.
+            actor: as for `append`.
+            meta: as for `append`.
+            timeout_s: how long to wait for the verdict; default `read_timeout_s`.
+
+        Returns:
+            The state right after this commit; unchanged, the newest one.
+
+        Raises:
+            Conflict: somebody came first; it names the field, its version and the winner.
+            Rejected: an operation does not fit the state as it is now.
+            InvalidDiff: the state is one of another instance; nothing was written.
+            LogUnavailable, OutcomeUnknown, ReadTimeout: see errors.py for what was written.
+        """
+        diff, base = state.diff, state.version
+        if state.version is None:
+            diff = Diff({field: state.peek(field) for field in state._names()})
+            fields: frozenset[str] = frozenset("*")
+            base = 0
+        else:
+            if (state.app, state.instance) != (self.name, instance):
+                raise InvalidDiff(
+                    f"the state is of {state.app}/{state.instance}, not of {self.name}/{instance};"
+                    " nothing was written"
+                )
+            fields = diff.overwritten()
+            if isolation == "serializable":
+                fields |= state.observed
+        if not len(diff):
+            return self.get(instance)  # type: ignore[no-any-return]  # without a path: a State
+        if self._validate:
+            diff = self._type.check_diff(diff)
+        assert base is not None
+        event = Event(
+            Kind.DIFF,
+            name,
+            diff.encode(),
+            # A chain of one: sent again, it is a duplicate of itself.
+            Guard(base, tuple(sorted(fields)), secrets.token_urlsafe(12), 0),
+            idempotency_key=idempotency_key,
+            times=None if occurred_at is None else Times(epoch_us(occurred_at)),
+            origin=_origin(actor, meta),
+            generation=state.generation,
+        )
+        entry = self._channel.sure(instance, event, timeout_s)
+        return self._committed(instance, entry, base)
+
+    def _committed(self, instance: str, entry: Entry, base: int) -> State:
+        if entry.verdict == Verdict.CONFLICT:
+            raise Conflict(
+                self.name,
+                instance,
+                reason=entry.reason,
+                field=entry.field,
+                base=base,
+                version=entry.version,
+                winner=entry.winner,
+            )
+        if entry.verdict != Verdict.ACCEPTED:
+            raise Rejected(self.name, instance, entry.reason)
+        return self._state(instance, entry.version)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def get(
+        self,
+        instance: str,
+        path: FieldPath | None = None,
+        *,
+        at: At | None = None,
+        after: Receipt | Position | str | None = None,
+        fresh: bool = False,
+        default: Any = MISSING,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Return an instance's state, or the value at a path in it.
+
+        The answer includes every write made through this store's app before the call (it waits
+        for their acknowledgement and folds them), and what else the view has by then.
+
+        Args:
+            instance: its name.
+            path: a field, or a tuple `(field, key or index, ...)`; without one, the State.
+            at: a version, "HEAD", "HEAD~2", an aware datetime or its ISO text, `occurred(time)`,
+                or a position: the state as it was there. Version 0 is empty.
+            after: a receipt, a position or its token, of whatever process: wait for it first.
+            fresh: include everything acknowledged to anyone before the call.
+            default: returned instead of InstanceNotFound.
+            timeout_s: how long to wait; default `read_timeout_s`.
+
+        Raises:
+            InstanceNotFound: no such instance, or nothing at the path, and no default.
+            VersionNotFound: the instance never was at `at`.
+            ConfigError: a time without a zone, or a position of another log.
+            ReadTimeout: the view did not get there in time.
+            LogUnavailable, LogTruncated, UnknownSchema, ViewDamaged: see errors.py.
+        """
+        follower = self._channel.reading(instance, after, fresh=fresh, timeout_s=timeout_s)
+        if follower is not None:
+            # Read before the head: what the head then has is at least what this position says.
+            offsets = self._channel.offsets(follower, instance)
+            head = follower.reader.head(instance)
+            if head is not None and _exists(head):
+                version = None if at is None else self._version(follower, instance, head, at)
+                snapshot = follower.reader.snapshot(head, version)
+                if path is None:
+                    return self._as_state(follower, instance, snapshot, offsets)
+                value = _value_at(snapshot, path)
+                if value is not ABSENT:
+                    return value
+                if default is MISSING:
+                    raise InstanceNotFound(self.name, instance, path)
+        if default is MISSING:
+            raise InstanceNotFound(self.name, instance)
+        return default
+
+    def _version(self, follower: Follower, instance: str, head: Head, at: At) -> int:
+        return version_at(
+            follower.reader,
+            head,
+            at,
+            app=self.name,
+            instance=instance,
+            partition=self._channel.partition(follower, instance),
+            identity=follower.topic.identity,
+        )
+
+    def _as_state(
+        self, follower: Follower, instance: str, snapshot: Snapshot, offsets: Mapping[int, int]
+    ) -> State:
+        partition = next(iter(offsets))
+        return State.at(
+            snapshot,
+            app=self.name,
+            instance=instance,
+            version=snapshot.version,
+            position=Position(follower.topic.identity, offsets),
+            generation=follower.generation(partition),
+            build=self._type.build if self._validate else None,
+        )
+
+    def _state(self, instance: str, version: int) -> State:
+        """Return a state that is known to be there."""
+        follower = self._channel.opened()
+        offsets = self._channel.offsets(follower, instance)
+        head = follower.reader.head(instance)
+        assert head is not None  # its event was folded a moment ago
+        return self._as_state(follower, instance, follower.reader.snapshot(head, version), offsets)
+
+    def is_ready(self, instance: str) -> bool:
+        """Whether `get` of this instance would answer without waiting for log or view."""
+        return self._channel.is_ready(instance)
+
+    def exists(self, instance: str) -> bool:
+        """Whether the instance has a state, or a request that waits. Creates nothing."""
+        follower = self._channel.reading(instance)
+        head = None if follower is None else follower.reader.head(instance)
+        return head is not None and _exists(head)
+
+    def instances(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names of the instances that begin with `prefix`, in byte order. Lazily."""
+        follower = self._channel.reading(None)
+        if follower is None:
+            return
+        for name in follower.reader.instances(prefix):
+            head = follower.reader.head(name)
+            if head is not None and _exists(head):
+                yield name
+
+    def history(
+        self,
+        instance: str,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[Entry]:
+        """Yield the instance's events with their verdicts, refused ones too. Lazily.
+
+        Args:
+            instance: its name.
+            start: the first sequence.
+            end: the sequence after the last; default: all that the view has at the call.
+            reverse: the newest first.
+
+        Raises:
+            InstanceNotFound: no event of such an instance was folded; raised by the call itself.
+            As for `get`.
+        """
+        follower = self._channel.reading(instance)
+        head = None if follower is None else follower.reader.head(instance)
+        if follower is None or head is None:
+            raise InstanceNotFound(self.name, instance)
+        rows = follower.reader.history(head, start, end, reverse=reverse)
+        identity = follower.topic.identity
+        return (as_entry(instance, row, identity) for row in rows)
+
+    def pending(self, instance: str | None = None) -> Iterator[PendingRow]:
+        """Yield the requests that wait, of one instance or of all, each instance's in log order."""
+        follower = self._channel.reading(instance)
+        if follower is None:
+            return iter(())
+        if instance is None:
+            return follower.reader.pending()
+        head = follower.reader.head(instance)
+        return iter(()) if head is None else follower.reader.pending(head)
+
+    def discards(self, instance: str | None = None) -> Iterator[Entry]:
+        """Yield the discards, of one instance or of all: requests given up before they ran."""
+        return self._outcomes(instance, Kind.DISCARD)
+
+    def failures(self, instance: str | None = None) -> Iterator[Entry]:
+        """Yield the failures, of one instance or of all: requests whose update raised."""
+        return self._outcomes(instance, Kind.FAILURE)
+
+    def _outcomes(self, instance: str | None, kind: Kind) -> Iterator[Entry]:
+        follower = self._channel.reading(instance)
+        if follower is None:
+            return
+        head = None if instance is None else follower.reader.head(instance)
+        if instance is not None and head is None:
+            return
+        for name, row in follower.reader.outcomes(head, kind):
+            yield as_entry(name, row, follower.topic.identity)
+
+    def refused(self) -> Iterator[RefusedRow]:
+        """Yield the records that took no place: foreign, misplaced, unreadable, quarantined."""
+        follower = self._channel.reading(None)
+        return iter(()) if follower is None else follower.reader.refused()
+
+    def tail(
+        self,
+        *,
+        start: Literal["now", "beginning"] | Position | str = "now",
+        follow: bool = True,
+        timeout_s: float | None = None,
+    ) -> Iterator[Entry]:
+        """Yield the app's events with their verdicts as the log takes them, partition by partition.
+
+        Args:
+            start: "now", "beginning", or a position or token: what comes after it.
+            follow: wait for more at the end; else stop there.
+            timeout_s: stop after so long without news.
+
+        Raises:
+            As for `get`. An app without events has no tail yet: with `follow` it waits for it.
+        """
+        return tail_entries(self._channel, start, follow=follow, timeout_s=timeout_s)
+
+    # --- whole instances --------------------------------------------------------------------------
+
+    def fork(
+        self,
+        instance: str,
+        *,
+        to: str,
+        at: At | None = None,
+        actor: str | None = None,
+        timeout_s: float | None = None,
+    ) -> State:
+        """Begin the instance `to` with the state of another, now or in the past.
+
+        The new instance starts at version 1 and remembers where it came from (the first entry of
+        its history); requests, keys and chains stay behind.
+
+        Raises:
+            Conflict: `to` exists already; nothing changed.
+            InstanceNotFound, VersionNotFound: there is no such state to begin with.
+            As for `append`, where the state is too large for one event: a fork that was cut off
+            between its parts has no effect, and can be made again under another name.
+        """
+        source: State = self.get(instance, at=at)
+        assert source.version is not None
+        snapshot = source._source
+        assert isinstance(snapshot, Snapshot)
+        limit = self._channel.config.event_bytes_max - _FORK_MARGIN_BYTES
+        bodies = list(fork_bodies(snapshot.json_items(), limit))
+        fork_id = secrets.token_urlsafe(12)
+        entry: Entry | None = None
+        for part, body in enumerate(bodies):
+            event = Event(
+                Kind.FORK,
+                body=body,
+                fork=ForkOf(self.name, instance, source.version, part, len(bodies)),
+                idempotency_key=f"fork/{fork_id}/{part}",
+                origin=_origin(actor, None),
+            )
+            entry = self._channel.sure(to, event, timeout_s)
+            if entry.verdict != Verdict.ACCEPTED:
+                break
+        assert entry is not None  # even an empty state makes one body
+        return self._committed(to, entry, 0)
+
+    def reset(
+        self, instance: str, *, actor: str | None = None, timeout_s: float | None = None
+    ) -> State:
+        """Clear all fields and close all pending requests as discarded, as one new version.
+
+        The history stays, and so do idempotency keys: what took effect before does not again.
+
+        Raises:
+            InstanceNotFound: there is nothing to reset.
+            As for `append`.
+        """
+        if not self.exists(instance):
+            raise InstanceNotFound(self.name, instance)
+        key = f"reset/{secrets.token_urlsafe(12)}"
+        event = Event(Kind.RESET, idempotency_key=key, origin=_origin(actor, None))
+        return self._committed(instance, self._channel.sure(instance, event, timeout_s), 0)
+
+    # --- an operator's calls ----------------------------------------------------------------------
+
+    def quarantine(self, partition: int, offset: int, *, reason: str) -> None:
+        """Take the record at one position out for good: every fold skips it from now on.
+
+        For an event of an unknown schema at which a partition waits. It is recorded in the app's
+        metadata, where every reader looks, and cannot be taken back.
+
+        Raises:
+            ConfigError: the app has no such partition, or the view does not wait there.
+            LogUnavailable: nothing was recorded.
+        """
+        self._channel.quarantine(partition, offset, reason)
+
+    def repair(self, *, accept_loss: bool) -> None:
+        """Go on with what a cut log still has: rebuild the view and open a new generation.
+
+        The old view is set aside, not deleted. What writers prepared against the lost events
+        (guards, chains, answers) is refused from then on.
+
+        Raises:
+            ConfigError: `accept_loss` is not True, or the app has no events.
+            LogUnavailable: the log cannot be written; the view may be rebuilt already.
+        """
+        if accept_loss is not True:
+            raise ConfigError("repair gives up events that were folded: say accept_loss=True")
+        self._channel.repair()
+
+    def rebuild_view(self) -> None:
+        """Set the view of this process's slot aside and fold the whole log anew.
+
+        Raises:
+            LogUnavailable: the log cannot be read; the new view is as far as it got.
+        """
+        self._channel.rebuild()
+
+    def __repr__(self) -> str:
+        typed = f" of {self._type.name}" if self._type is not None else ""
+        return f"<App {self.name!r}{typed}>"
+
+
+def _exists(head: Head) -> bool:
+    return head.version > 0 or head.pending > 0
+
+
+def _value_at(snapshot: Snapshot, path: FieldPath) -> Any:
+    """Return the Python value at a path, or ABSENT."""
+    if isinstance(path, str):
+        return snapshot.value(path)
+    if not isinstance(path, tuple) or not path or not isinstance(path[0], str):
+        raise ConfigError(f"path {path!r}: give a field's name, or a tuple (field, step, ...)")
+    value = snapshot.value(path[0])
+    for step in path[1:]:
+        try:
+            value = value[step]  # type: ignore[index]  # what it is shows now
+        except (KeyError, IndexError, TypeError):
+            return ABSENT
+    return value
+
+
+def _origin(actor: str | None, meta: Mapping[str, object] | None) -> Origin | None:
+    if actor is None and meta is None:
+        return None
+    return Origin(actor, None, None if meta is None else values.encode(dict(meta)))

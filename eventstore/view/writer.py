@@ -1,0 +1,831 @@
+"""The writing half of a view: folds batches of records and keeps the rows of keys.py.
+
+One thread at a time calls `apply`. It loads what the fold asks for, keeps hot instances between
+batches, and writes everything that a batch changed, with the offset after it, in one atomic batch:
+a crash leaves the view between two batches, and reading on at `offset_next` neither skips an event
+nor applies one twice (tests/fault).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from eventstore import codec
+from eventstore.diff import Shape, apply_operation
+from eventstore.errors import CorruptEvent, UnknownSchema
+from eventstore.events import SYSTEM_PREFIX, Batch, Event, Kind, Record, Verdict
+from eventstore.fold import (
+    UNKNOWN,
+    ChainRow,
+    Change,
+    FieldRow,
+    KeyRow,
+    Outcome,
+    Pending,
+    Touch,
+    fold,
+)
+from eventstore.testing import fault_point
+from eventstore.view import keys
+from eventstore.view.base import Table, WriteBatch
+from eventstore.view.keys import U32, U64
+
+__all__ = ["INSTANCE_BYTES_MAX", "Applied", "Progress", "ViewWriter"]
+
+#: Longest instance name. A record with a longer key is foreign.
+INSTANCE_BYTES_MAX: Final = 1_024
+#: Instances whose rows stay in memory between batches: about 2 kB each.
+_INSTANCES_MAX: Final = 4_096
+#: Fields of one instance that stay in memory between batches.
+_FIELDS_MAX: Final = 4_096
+#: Operations on a large value before a new base is written, at least: so many cost a reader less
+#: than a millisecond.
+_OPERATIONS_MIN: Final = 1_000
+#: One more operation is allowed for so many bytes of the base: applying it then costs a reader
+#: about what decoding those bytes does, and a base of 10 MB is not rewritten every 1,000 changes.
+_BASE_BYTES_PER_OPERATION: Final = 64
+
+
+class Progress(NamedTuple):
+    """How far a partition is folded, and what came by on the way.
+
+    `digest` is that of the record at `offset_last` (-1: none yet): whoever opens the view reads
+    the record again and knows whether the log under it is still the same.
+    """
+
+    offset_next: int = 0
+    epoch: int = -1
+    generation: int = 0
+    records: int = 0
+    foreign: int = 0
+    refused: int = 0
+    offset_last: int = -1
+    digest: bytes = bytes(16)
+
+    def pack(self) -> bytes:
+        return keys.PROGRESS.pack(*self[:7]) + self.digest
+
+    @classmethod
+    def unpack(cls, row: bytes | None) -> Progress:
+        if row is None:
+            return cls()
+        return cls._make((*keys.PROGRESS.unpack_from(row), row[keys.PROGRESS.size :]))
+
+
+class Applied(NamedTuple):
+    """An event that a batch put in its place: what a watcher of the view wants to know."""
+
+    instance: str
+    offset: int
+    sequence: int
+    event: Event
+    outcome: Outcome
+
+
+class _Field:
+    """A field's row, as the fold sees it (`row`) and as it is stored."""
+
+    __slots__ = ("base_bytes", "base_version", "fid", "hot", "operations", "operations_bytes",
+                 "raw", "row")  # fmt: skip
+
+    def __init__(self, fid: int) -> None:
+        self.fid = fid
+        self.row = FieldRow(Touch(0, None, 0), Shape.ABSENT)
+        #: The whole value, when it is small.
+        self.raw: bytes | None = None
+        # A large value: where its base is, and what came since.
+        self.base_version = self.base_bytes = self.operations = self.operations_bytes = 0
+        #: A large value as JSON, while it is changed inside.
+        self.hot: Any = UNKNOWN
+
+    def pack(self) -> bytes:
+        touch, shape = self.row
+        setter = b"" if touch.setter is None else touch.setter.encode()
+        big = self.raw is None and shape != Shape.ABSENT
+        head = keys.FIELD.pack(self.fid, touch.version, touch.foreign, shape, len(setter), big)
+        if not big:
+            return head + setter + (self.raw or b"")
+        return (
+            head
+            + setter
+            + keys.BIG.pack(
+                self.base_version, self.base_bytes, self.operations, self.operations_bytes
+            )
+        )
+
+    @classmethod
+    def unpack(cls, row: bytes) -> _Field:
+        fid, version, foreign, shape, setter_bytes, big = keys.FIELD.unpack_from(row)
+        field = cls(fid)
+        start = keys.FIELD.size
+        end = start + setter_bytes
+        setter = row[start:end].decode() if setter_bytes else None
+        field.row = FieldRow(Touch(version, setter, foreign), shape)
+        if big:
+            (
+                field.base_version,
+                field.base_bytes,
+                field.operations,
+                field.operations_bytes,
+            ) = keys.BIG.unpack_from(row, end)
+        elif shape != Shape.ABSENT:
+            field.raw = row[end:]
+        return field
+
+
+class _Instance:
+    """The rows of one instance: what the fold asks (`fold.Rows`), loaded when it asks."""
+
+    __slots__ = (
+        "chains",
+        "dirty",
+        "dirty_fields",
+        "discards",
+        "effects",
+        "failures",
+        "fields",
+        "fields_next",
+        "floor",
+        "fork_parts",
+        "generation",
+        "iid",
+        "keys",
+        "lanes",
+        "lent",
+        "name",
+        "partition",
+        "pending_count",
+        "requests",
+        "sequence",
+        "sources",
+        "star",
+        "time_ms",
+        "version",
+        "writer",
+    )  # fmt: skip
+
+    def __init__(
+        self, writer: ViewWriter, name: str, partition: int, iid: bytes, head: bytes | None
+    ) -> None:
+        self.writer, self.name, self.partition, self.iid = writer, name, partition, iid
+        self.generation = 0
+        self.fields: dict[str, _Field | None] = {}
+        self.keys: dict[str, KeyRow | None] = {}
+        self.chains: dict[str, ChainRow | None] = {}
+        self.sources: dict[str, tuple[int, int] | None] = {}
+        self.effects: dict[bytes, int | None] = {}
+        self.requests: dict[int, Pending] | None = None
+        #: lane -> its pending requests in order, the delayed ones left out.
+        self.lanes: dict[str, OrderedDict[int, None]] = {}
+        self.lent: list[_Field] = []
+        self.dirty_fields: set[str] = set()
+        self.dirty = False
+        if head is None:
+            self.sequence = self.version = self.floor = self.time_ms = 0
+            self.fields_next = self.fork_parts = 0
+            self.pending_count = self.discards = self.failures = 0
+            self.star = Touch(0, None, 0)
+            return
+        (
+            self.sequence, self.version, self.floor, star, foreign, self.time_ms,
+            self.fields_next, self.fork_parts, self.pending_count, self.discards, self.failures,
+            setter_bytes,
+        ) = keys.HEAD.unpack_from(head)  # fmt: skip
+        setter = head[keys.HEAD.size : keys.HEAD.size + setter_bytes].decode() or None
+        self.star = Touch(star, setter, foreign)
+
+    def pack(self) -> bytes:
+        star, setter, foreign = self.star
+        setter_raw = b"" if setter is None else setter.encode()
+        return (
+            keys.HEAD.pack(
+                self.sequence, self.version, self.floor, star, foreign, self.time_ms,
+                self.fields_next, self.fork_parts, self.pending_count, self.discards,
+                self.failures, len(setter_raw),
+            )
+            + setter_raw
+            + self.name.encode()
+        )  # fmt: skip
+
+    # --- fold.Rows: what the fold asks ---------------------------------------------------------
+
+    def stored(self, name: str) -> _Field | None:
+        """Return the field's row whatever resets came since: its number never changes."""
+        try:
+            return self.fields[name]
+        except KeyError:
+            row = self.writer.table.get(b"f" + self.iid + name.encode())
+            field = self.fields[name] = None if row is None else _Field.unpack(row)
+            return field
+
+    def field(self, name: str) -> FieldRow | None:
+        field = self.stored(name)
+        if field is None or field.row.touch.version <= self.floor:
+            return None
+        return field.row
+
+    def value(self, name: str) -> Any:
+        field = self.fields[name]
+        assert field is not None  # the fold asks for present fields only
+        if field.raw is not None:
+            return orjson.loads(field.raw)
+        if field.hot is UNKNOWN:
+            field.hot = self.writer.load(self, field)
+        self.lent.append(field)
+        self.writer.heated(self, name, field)
+        return field.hot
+
+    def key(self, idempotency_key: str) -> KeyRow | None:
+        if idempotency_key not in self.keys:
+            row = self.writer.table.get(self.key_key(idempotency_key))
+            self.keys[idempotency_key] = (
+                None if row is None else KeyRow(U64.unpack_from(row)[0], row[8:])
+            )
+        return self.keys[idempotency_key]
+
+    def key_key(self, idempotency_key: str) -> bytes:
+        return b"k" + self.iid + keys.digest(idempotency_key.encode())
+
+    def chain(self, chain: str) -> ChainRow | None:
+        if chain not in self.chains:
+            row = self.writer.table.get(b"c" + self.iid + chain.encode())
+            self.chains[chain] = None if row is None else ChainRow(*keys.CHAIN.unpack(row))
+        return self.chains[chain]
+
+    def source(self, source: str) -> tuple[int, int] | None:
+        if source not in self.sources:
+            row = self.writer.table.get(b"s" + self.iid + source.encode())
+            number = None
+            if row is not None:
+                number = (U64.unpack_from(row)[0], U64.unpack_from(row, 8)[0])
+            self.sources[source] = number
+        return self.sources[source]
+
+    def load_requests(self) -> dict[int, Pending]:
+        """Return all pending requests, in order; read once and kept up to date from then on."""
+        if self.requests is not None:
+            return self.requests
+        self.requests = {}
+        if self.pending_count:
+            prefix = b"p" + self.iid
+            for key, row in self.writer.table.scan(prefix, keys.prefix_end(prefix)):
+                self.add_request(unpack_pending(U64.unpack_from(key, 9)[0], row)[0])
+        return self.requests
+
+    def add_request(self, request: Pending) -> None:
+        assert self.requests is not None
+        self.requests[request.sequence] = request
+        if request.due_ms is None:
+            self.lanes.setdefault(request.lane, OrderedDict())[request.sequence] = None
+
+    def pending(self, sequence: int) -> Pending | None:
+        return self.load_requests().get(sequence)
+
+    def pendings(self) -> Iterable[int]:
+        return list(self.load_requests())
+
+    def lane_first(self, lane: str) -> int | None:
+        self.load_requests()
+        return next(iter(self.lanes.get(lane, ())), None)
+
+    def effect_key(self, cause: int, name: str, call_index: int, digest: str) -> bytes:
+        identity = keys.digest(name.encode(), U64.pack(call_index), digest.encode())
+        return b"e" + self.iid + U64.pack(cause) + identity
+
+    def effect(self, cause: int, name: str, call_index: int, digest: str) -> int | None:
+        key = self.effect_key(cause, name, call_index, digest)
+        if key not in self.effects:
+            row = self.writer.read(key)
+            self.effects[key] = None if row is None else U64.unpack(row)[0]
+        return self.effects[key]
+
+    def answered(self, cause: int) -> int | None:
+        row = self.writer.read(b"q" + self.iid + U64.pack(cause))
+        return None if row is None else U64.unpack(row)[0]
+
+    # The next three look for the winner of a refused event in the history: rare, and worth a scan
+    # that costs nothing to those who are not refused.
+
+    def chained(self, chain: str, chain_index: int) -> int | None:
+        return self._newest(
+            lambda event: (
+                event.guard is not None
+                and (event.guard.chain, event.guard.chain_index) == (chain, chain_index)
+            )
+        )
+
+    def sourced(self, source: str, number: tuple[int, int]) -> int | None:
+        return self._newest(
+            lambda event: (
+                event.source is not None
+                and (event.source.id, event.source.number) == (source, number)
+            )
+        )
+
+    def _newest(self, wanted: Callable[[Event], bool]) -> int | None:
+        for sequence in range(self.sequence - 1, -1, -1):
+            row = self.history(sequence)
+            if row[21] == Verdict.ACCEPTED and wanted(codec.decode_event(event_bytes(row))):
+                return sequence
+        return None
+
+    def history(self, sequence: int) -> bytes:
+        row = self.writer.read(b"h" + self.iid + U64.pack(sequence))
+        assert row is not None  # every event of an instance has its row
+        return row
+
+    def changed(self, version: int) -> int | None:
+        return sequence_of_version(self.history, self.sequence, version)
+
+
+def event_bytes(row: bytes) -> bytes:
+    """Return the event inside a history row, as it stood in the log."""
+    reason_bytes = keys.HISTORY.unpack_from(row)[8]
+    return row[keys.HISTORY.size + reason_bytes :]
+
+
+def sequence_of_version(
+    history: Callable[[int], bytes], sequence_end: int, version: int
+) -> int | None:
+    """Return the first sequence after which the instance had `version`: a binary search."""
+    low, high = 0, sequence_end
+    while low < high:
+        middle = (low + high) // 2
+        if U64.unpack_from(history(middle), 22)[0] < version:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < sequence_end else None
+
+
+def replay(rows: Sequence[bytes]) -> Any:
+    """Return the JSON value that a base and the operations after it make: rows in version order."""
+    assert rows[0][:1] == b"B"
+    value = orjson.loads(memoryview(rows[0])[1:])
+    for row in rows[1:]:
+        for operation in orjson.loads(memoryview(row)[9:]):
+            value = apply_operation(value, operation)
+    return value
+
+
+def record_digest(record: Record) -> bytes:
+    """Return 16 bytes that tell this record from any other one at its offset."""
+    return keys.digest(
+        U64.pack(record.offset), U64.pack(record.time_ms), record.key or b"", record.value or b""
+    )
+
+
+def pack_pending(request: Pending, time_ms: int) -> bytes:
+    name = request.name.encode()
+    due_ms = -1 if request.due_ms is None else request.due_ms
+    return (
+        keys.PENDING.pack(request.parts, request.attempts, due_ms, time_ms, len(name))
+        + name
+        + request.lane.encode()
+    )
+
+
+def unpack_pending(sequence: int, row: bytes) -> tuple[Pending, int]:
+    """Return the request of a row, and its time in epoch milliseconds."""
+    parts, attempts, due_ms, time_ms, name_bytes = keys.PENDING.unpack_from(row)
+    start = keys.PENDING.size
+    name = row[start : start + name_bytes].decode()
+    lane = row[start + name_bytes :].decode()
+    due = None if due_ms < 0 else due_ms
+    return Pending(sequence, name, lane, parts, attempts, due), time_ms
+
+
+class ViewWriter:
+    """Folds records into a table. One thread at a time; the store's lock sees to that.
+
+    `partition_of` says where an instance belongs; `quarantined` which offsets of a partition an
+    operator took out. `watch` is told of every event that took a place, before the batch is
+    written (it must not act on it before `apply` returns).
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        partition_of: Callable[[bytes], int],
+        *,
+        hot_bytes_max: int,
+        watch: Callable[[int, Applied], None] | None = None,
+    ) -> None:
+        self.table = table
+        self._partition_of = partition_of
+        self._hot_bytes_max = hot_bytes_max
+        self._watch = watch
+        self._instances: OrderedDict[str, _Instance] = OrderedDict()
+        self._dirty: list[_Instance] = []
+        #: Fields whose large value is in memory, the least recently used first, and their bytes.
+        self._hot: OrderedDict[tuple[bytes, str], _Field] = OrderedDict()
+        self._hot_bytes = 0
+        #: What this batch wrote to rows that it may read again before it is written: values on
+        #: their own, because those are read by range.
+        self._written: dict[bytes, bytes] = {}
+        self._written_values: dict[bytes, bytes] = {}
+        self._batch: WriteBatch = table.batch()
+        row = table.get(keys.NEXT_IID)
+        self._iid_next = 0 if row is None else U64.unpack(row)[0]
+        self._progress: dict[int, Progress] = {}
+
+    # --- progress -----------------------------------------------------------------------------
+
+    def progress(self, partition: int) -> Progress:
+        """Return how far a partition is folded."""
+        progress = self._progress.get(partition)
+        if progress is None:
+            progress = Progress.unpack(self.table.get(b"o" + U32.pack(partition)))
+            self._progress[partition] = progress
+        return progress
+
+    def begin_at(self, partition: int, offset: int) -> None:
+        """Let a partition begin at an offset, because what was before it is lost for good."""
+        self._progress[partition] = self.progress(partition)._replace(offset_next=offset)
+
+    # --- applying -----------------------------------------------------------------------------
+
+    def apply(self, partition: int, batch: Batch, quarantined: Collection[int] = ()) -> None:
+        """Fold a batch and write it, with the offset after it, in one atomic write.
+
+        Raises:
+            UnknownSchema: an event of a newer schema; everything before it was written, and the
+                next call stops there again unless it is in `quarantined` by then.
+            ViewDamaged: the table failed; this writer must be dropped and made anew, and nothing
+                of the batch is visible to the new one.
+        """
+        progress = self.progress(partition)
+        generation = progress.generation
+        offset_next, stopped = batch.offset_next, None
+        foreign, refused = progress.foreign, progress.refused
+        last: Record | None = None
+        count = 0
+        for record in batch.records:
+            offset, time_ms, key, value = record
+            try:
+                placed = self._place(partition, offset, key, value)
+            except UnknownSchema as error:
+                if offset in quarantined:
+                    self._refuse(partition, offset, "quarantined", str(error))
+                    refused += 1
+                else:
+                    offset_next, stopped = offset, error
+                    break
+            else:
+                if isinstance(placed, str):
+                    if placed.startswith("foreign"):
+                        foreign += 1
+                    else:
+                        refused += 1
+                else:
+                    instance, event = placed
+                    instance.generation = generation
+                    assert value is not None  # or it would have no place
+                    outcome = self._fold(instance, event, partition, offset, time_ms, value)
+                    if outcome.generation is not None and instance.name.startswith(SYSTEM_PREFIX):
+                        generation = outcome.generation
+            last = record
+            count += 1
+        if last is not None:
+            progress = progress._replace(
+                offset_last=last.offset,
+                digest=record_digest(last),
+                records=progress.records + count,
+                foreign=foreign,
+                refused=refused,
+                generation=generation,
+            )
+        epoch = max(batch.epoch, progress.epoch)
+        self._progress[partition] = progress._replace(offset_next=offset_next, epoch=epoch)
+        self._batch.put(b"o" + U32.pack(partition), self._progress[partition].pack())
+        fault_point("view.batch.before")
+        self._write()
+        fault_point("view.batch.after")
+        self._evict()
+        if stopped is not None:
+            raise UnknownSchema(stopped.fingerprint, f"partition {partition} offset {offset_next}")
+
+    def _place(
+        self, partition: int, offset: int, key: bytes | None, value: bytes | None
+    ) -> tuple[_Instance, Event] | str:
+        """Return whose event a record is, or why it is nobody's; such a record takes no place."""
+        if value is None or not codec.is_ours(value):
+            return self._refuse(partition, offset, "foreign", "not an event of ours")
+        if not key or len(key) > INSTANCE_BYTES_MAX:
+            return self._refuse(partition, offset, "foreign", "no key, or one that is too long")
+        try:
+            name = key.decode()
+        except UnicodeDecodeError:
+            return self._refuse(partition, offset, "foreign", "the key is not UTF-8")
+        try:
+            event = codec.decode_event(value)
+        except CorruptEvent as error:
+            return self._refuse(partition, offset, "rejected", str(error))
+        instance = self._instances.get(name)
+        wanted = self._partition_of(key) if instance is None else instance.partition
+        if wanted != partition:
+            return self._refuse(
+                partition, offset, "rejected",
+                f"instance {name!r} belongs to partition {wanted}: its producer needs the"
+                " partitioner murmur2 (librdkafka: partitioner=murmur2_random)",
+            )  # fmt: skip
+        return instance or self._instance(name, partition, key), event
+
+    def _refuse(self, partition: int, offset: int, verdict: str, reason: str) -> str:
+        row = orjson.dumps({"verdict": verdict, "reason": reason})
+        self._batch.put(b"x" + U32.pack(partition) + U64.pack(offset), row)
+        return verdict
+
+    def _instance(self, name: str, partition: int, key: bytes) -> _Instance:
+        iid = self.table.get(b"n" + key)
+        if iid is None:
+            iid = U64.pack(self._iid_next)
+            self._iid_next += 1
+            self._batch.put(b"n" + key, iid)
+            self._batch.put(keys.NEXT_IID, U64.pack(self._iid_next))
+            instance = _Instance(self, name, partition, iid, None)
+        else:
+            instance = _Instance(self, name, partition, iid, self.table.get(b"i" + iid))
+        self._instances[name] = instance
+        return instance
+
+    def _fold(
+        self,
+        instance: _Instance,
+        event: Event,
+        partition: int,
+        offset: int,
+        time_ms: int,
+        value: bytes,
+    ) -> Outcome:
+        times, copied = event.times, event.copied
+        if copied is not None:
+            time_ms = copied.time_ms
+        elif times is not None and times.recorded_at_ms is not None:
+            time_ms = times.recorded_at_ms
+        if time_ms > instance.time_ms:
+            instance.time_ms = time_ms
+        else:
+            time_ms = instance.time_ms
+        outcome = fold(instance, event, time_ms)
+        if outcome.sequence is None:
+            return outcome
+        if not instance.dirty:
+            instance.dirty = True
+            self._dirty.append(instance)
+        verdict = outcome.verdict
+        answer = event.answer
+        reason = outcome.reason.encode()
+        place = b"h" + instance.iid + U64.pack(outcome.sequence)
+        row = (
+            keys.HISTORY.pack(
+                partition,
+                offset,
+                time_ms,
+                event.kind,
+                verdict,
+                outcome.version,
+                -1 if outcome.winner is None else outcome.winner,
+                -1 if answer is None else answer.cause,
+                len(reason),
+            )
+            + reason
+            + value
+        )
+        self._batch.put(place, row)
+        self._written[place] = row
+        if instance.lent:
+            if verdict == Verdict.REJECTED:
+                for field in instance.lent:
+                    field.hot = UNKNOWN  # it may be half changed; the rows still have it whole
+            instance.lent.clear()
+        self._keep(instance, event, outcome, time_ms)
+        if self._watch is not None:
+            self._watch(partition, Applied(instance.name, offset, outcome.sequence, event, outcome))
+        return outcome
+
+    def _keep(self, instance: _Instance, event: Event, outcome: Outcome, time_ms: int) -> None:
+        """Carry an outcome into the rows."""
+        (_, sequence, version, _, _, fields, star, floor, fork_parts, key, chain, source,
+         opened, advanced, closed, effect, _) = outcome  # fmt: skip
+        assert sequence is not None
+        batch = self._batch
+        if floor is not None:
+            instance.floor = floor
+            batch.put(b"r" + instance.iid + U64.pack(floor), b"")
+        if fields:
+            for name, change in fields.items():
+                self._keep_field(instance, name, change)
+        instance.sequence = sequence + 1
+        instance.version = version
+        if star is not None:
+            instance.star = star
+        if fork_parts is not None:
+            instance.fork_parts = fork_parts
+        if key is not None:
+            key_name = event.idempotency_key
+            assert key_name is not None
+            instance.keys[key_name] = key
+            batch.put(instance.key_key(key_name), U64.pack(key.sequence) + key.content)
+        if chain is not None:
+            assert event.guard is not None
+            assert event.guard.chain is not None
+            instance.chains[event.guard.chain] = chain
+            batch.put(b"c" + instance.iid + event.guard.chain.encode(), keys.CHAIN.pack(*chain))
+        if source is not None:
+            assert event.source is not None
+            instance.sources[event.source.id] = source
+            row = U64.pack(source[0]) + U64.pack(source[1])
+            batch.put(b"s" + instance.iid + event.source.id.encode(), row)
+        if opened is not None:
+            instance.load_requests()
+            instance.pending_count += 1
+            self._keep_request(instance, opened, time_ms)
+        if advanced is not None:
+            self._keep_request(instance, advanced, time_ms)
+        if effect:
+            assert event.answer is not None
+            assert event.effect is not None
+            place = instance.effect_key(event.answer.cause, event.name, *event.effect)
+            instance.effects[place] = sequence
+            batch.put(place, U64.pack(sequence))
+        for cause in closed:
+            self._close_request(instance, cause, sequence)
+        if outcome.verdict == Verdict.ACCEPTED and event.kind in (Kind.DISCARD, Kind.FAILURE):
+            if event.kind == Kind.DISCARD:
+                instance.discards += 1
+            elif closed:
+                instance.failures += 1
+            batch.put(b"d" + instance.iid + U64.pack(sequence), bytes((event.kind,)))
+
+    def _keep_request(self, instance: _Instance, request: Pending, time_ms: int) -> None:
+        instance.load_requests()
+        instance.add_request(request)
+        place = b"p" + instance.iid + U64.pack(request.sequence)
+        self._batch.put(place, pack_pending(request, time_ms))
+
+    def _close_request(self, instance: _Instance, cause: int, sequence: int) -> None:
+        request = instance.load_requests().pop(cause)
+        instance.pending_count -= 1
+        lane = instance.lanes.get(request.lane)
+        if lane is not None:
+            lane.pop(cause, None)
+            if not lane:
+                del instance.lanes[request.lane]
+        self._batch.delete(b"p" + instance.iid + U64.pack(cause))
+        place = b"q" + instance.iid + U64.pack(cause)
+        self._batch.put(place, U64.pack(sequence))
+        self._written[place] = U64.pack(sequence)
+
+    # --- values ---------------------------------------------------------------------------------
+
+    def _keep_field(self, instance: _Instance, name: str, change: Change) -> None:
+        """Write a field's new row: the whole value while it is small, else what was done to it."""
+        field = instance.stored(name)
+        if field is None:
+            field = instance.fields[name] = _Field(instance.fields_next)
+            instance.fields_next += 1
+        touch, shape, operations, value = change
+        version = touch.version
+        place = b"v" + instance.iid + U32.pack(field.fid) + U64.pack(version)
+        old = field.row
+        present = old.shape != Shape.ABSENT and old.touch.version > instance.floor
+        was_big = present and field.raw is None
+        again = present and old.touch.version == version
+        instance.dirty_fields.add(name)
+        if shape == Shape.ABSENT:
+            self._cool(instance, name, field)
+            field.raw, field.row = None, FieldRow(touch, shape)
+            self._batch.put(place, b"T")
+            if was_big:
+                self._written_values[place] = b"T"
+            return
+        if value is UNKNOWN and field.raw is not None:
+            value = orjson.loads(field.raw)
+            for operation in operations:
+                value = apply_operation(value, operation)
+        replaced = any(
+            operation[0] in ("set", "delete") and type(operation[1]) is str
+            for operation in operations
+        )
+        # A large value that is changed inside keeps its base. Two events that make one version
+        # (the parts of a fork) share one row, so the second one writes a base.
+        if was_big and not replaced and not again:
+            raw = orjson.dumps(operations)
+            count, size = field.operations + 1, field.operations_bytes + len(raw)
+            if size <= field.base_bytes and count <= max(
+                _OPERATIONS_MIN, field.base_bytes // _BASE_BYTES_PER_OPERATION
+            ):
+                if value is UNKNOWN and field.hot is not UNKNOWN:
+                    for operation in operations:
+                        field.hot = apply_operation(field.hot, operation)
+                elif value is not UNKNOWN:
+                    field.hot = value
+                field.operations, field.operations_bytes = count, size
+                field.row = FieldRow(touch, shape)
+                row = b"O" + U64.pack(field.base_version) + raw
+                self._batch.put(place, row)
+                self._written_values[place] = row
+                return
+        if value is UNKNOWN:
+            value = self.load(instance, field) if field.hot is UNKNOWN else field.hot
+            for operation in operations:
+                value = apply_operation(value, operation)
+        self._write_base(instance, name, field, FieldRow(touch, shape), place, value)
+
+    def _write_base(
+        self,
+        instance: _Instance,
+        name: str,
+        field: _Field,
+        row: FieldRow,
+        place: bytes,
+        value: Any,
+    ) -> None:
+        raw = orjson.dumps(value)
+        was_hot = field.hot is not UNKNOWN
+        self._cool(instance, name, field)
+        field.row = row
+        self._batch.put(place, b"B" + raw)
+        if len(raw) <= keys.INLINE_BYTES_MAX:
+            field.raw = raw
+            return
+        field.raw = None
+        field.base_version, field.base_bytes = row.touch.version, len(raw)
+        field.operations = field.operations_bytes = 0
+        if was_hot:
+            field.hot = value
+            self.heated(instance, name, field)
+        self._written_values[place] = b"B" + raw
+
+    def load(self, instance: _Instance, field: _Field) -> Any:
+        """Return a large value as JSON: its base, and the operations since."""
+        assert field.row.shape != Shape.ABSENT
+        prefix = b"v" + instance.iid + U32.pack(field.fid)
+        start = prefix + U64.pack(field.base_version)
+        end = prefix + U64.pack(field.row.touch.version + 1)
+        rows = dict(self.table.scan(start, end))
+        written = self._written_values
+        rows |= {key: row for key, row in written.items() if start <= key < end}
+        return replay([rows[key] for key in sorted(rows)])
+
+    def heated(self, instance: _Instance, name: str, field: _Field) -> None:
+        """Note that a large value is in memory and was just used."""
+        place = (instance.iid, name)
+        if self._hot.pop(place, None) is None:
+            self._hot_bytes += field.base_bytes
+        self._hot[place] = field
+
+    def _cool(self, instance: _Instance, name: str, field: _Field) -> None:
+        field.hot = UNKNOWN
+        if self._hot.pop((instance.iid, name), None) is not None:
+            self._hot_bytes -= field.base_bytes
+
+    # --- the end of a batch ---------------------------------------------------------------------
+
+    def _write(self) -> None:
+        batch = self._batch
+        for instance in self._dirty:
+            batch.put(b"i" + instance.iid, instance.pack())
+            for name in instance.dirty_fields:
+                field = instance.fields[name]
+                assert field is not None
+                batch.put(b"f" + instance.iid + name.encode(), field.pack())
+            instance.dirty_fields.clear()
+            instance.dirty = False
+            # These grow with the events and are seldom asked for again; the table has them.
+            instance.keys.clear()
+            instance.chains.clear()
+            instance.effects.clear()
+            if len(instance.fields) > _FIELDS_MAX:
+                self._forget_fields(instance)
+        self._dirty.clear()
+        self.table.write(batch)
+        self._written.clear()
+        self._written_values.clear()
+        self._batch = self.table.batch()
+
+    def _forget_fields(self, instance: _Instance) -> None:
+        for name, field in instance.fields.items():
+            if field is not None and field.hot is not UNKNOWN:
+                self._cool(instance, name, field)
+        instance.fields.clear()
+
+    def read(self, key: bytes) -> bytes | None:
+        """Return a row as this batch left it."""
+        written = self._written.get(key)
+        return self.table.get(key) if written is None else written
+
+    def _evict(self) -> None:
+        """Keep what stays in memory between batches within its bounds."""
+        while len(self._instances) > _INSTANCES_MAX:
+            _, instance = self._instances.popitem(last=False)
+            self._forget_fields(instance)
+        while self._hot_bytes > self._hot_bytes_max and len(self._hot) > 1:
+            _, field = self._hot.popitem(last=False)
+            field.hot = UNKNOWN
+            self._hot_bytes -= field.base_bytes
