@@ -711,8 +711,9 @@ class App:
             event = Event(
                 Kind.FORK,
                 body=body,
+                # One chain: the parts of two forks to one name cannot be mixed.
+                guard=Guard(0, (), fork_id, part),
                 fork=ForkOf(self.name, instance, source.version, part, len(bodies)),
-                idempotency_key=f"fork/{fork_id}/{part}",
                 origin=_origin(actor, None),
             )
             entry = self._channel.sure(to, event, timeout_s)
