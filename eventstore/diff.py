@@ -40,6 +40,8 @@ Path = str | tuple[str | int, ...]
 #: Levels of JSON in one field. The JSON writer stops at 254, and a value in a diff sits below the
 #: operation and its list.
 DEPTH_MAX: Final = 245
+#: Steps of a path.
+STEPS_MAX: Final = 64
 #: Digits of one number: far more than anybody counts to, and a bound on what one event can cost.
 DIGITS_MAX: Final = 4_000
 
@@ -336,8 +338,8 @@ def _check_path(path: object) -> tuple[str | int, ...]:
         raise InvalidDiff(f"path {path!r}: give a field's name, or a tuple (field, step, ...)")
     if not isinstance(steps[0], str) or not steps[0] or steps[0] == "*":
         raise InvalidDiff(f"path {path!r}: a field's name is text, not empty and not '*'")
-    if len(steps) > 64:
-        raise InvalidDiff(f"path {path!r}: {len(steps)} steps; at most 64")
+    if len(steps) > STEPS_MAX:
+        raise InvalidDiff(f"path {path!r}: {len(steps)} steps; at most {STEPS_MAX}")
     for step in steps[1:]:
         if isinstance(step, bool) or not isinstance(step, str | int):
             raise InvalidDiff(f"path {path!r}: step {step!r} is neither a key nor an index")
@@ -346,6 +348,8 @@ def _check_path(path: object) -> tuple[str | int, ...]:
                 f"path {path!r}: index {step} counts from the end, and the end moves when others"
                 " append; give the index from the start"
             )
+        if isinstance(step, str) and step[:1] == "$":
+            raise InvalidDiff(f"path {path!r}: {step!r}: a key that begins with '$' is a tag")
     for step in steps:
         if isinstance(step, str):
             try:
@@ -403,6 +407,8 @@ def check_wire(operation: object) -> None:
         )
     if code in ("insert", "remove"):
         _check_index(code, target, arguments[0])
+    if code == "merge_into" and any(key[:1] == "$" for key in arguments[0]):
+        raise InvalidDiff(f"{code} {target!r}: a key that begins with '$' is a tag")
 
 
 def _check_together(operations: list[list[Any]]) -> None:
@@ -553,7 +559,9 @@ _CHANGES: Final = {
 
 
 def _shown(target: Any) -> str:
-    return repr(target if isinstance(target, str) else tuple(target))
+    if isinstance(target, str):
+        return repr(target)
+    return repr(target[0] if len(target) == 1 else tuple(target))
 
 
 def check_depth(body: bytes, operations: Sequence[Any]) -> None:
@@ -561,7 +569,8 @@ def check_depth(body: bytes, operations: Sequence[Any]) -> None:
 
     `body` is the wire form of `operations`, and spares most diffs the walk.
     """
-    if body.count(b"[") + body.count(b"{") <= DEPTH_MAX:
+    # A path reaches into what is nested already, without a bracket in the body.
+    if body.count(b"[") + body.count(b"{") <= DEPTH_MAX - STEPS_MAX:
         return
     for operation in operations:
         if isinstance(operation, list) and len(operation) > 2:
@@ -594,7 +603,7 @@ def add_numbers(left: Any, right: Any) -> Any:
             total = _DECIMALS.add(decimal.Decimal(a), decimal.Decimal(b))
         except decimal.DecimalException as error:
             raise Misfit(f"increment: {type(error).__name__} in a Decimal sum") from None
-        return {"$decimal": str(total)}
+        return {"$decimal": _DECIMALS.to_sci_string(total)}
     if isinstance(a, float) or isinstance(b, float):
         try:
             total_float = float(a) + float(b)
@@ -611,11 +620,16 @@ def _number(value: Any) -> int | float | decimal.Decimal:
     if not isinstance(text, str) or len(text) > DIGITS_MAX:
         raise Misfit(f"increment: {tag} does not hold a number of at most {DIGITS_MAX} digits")
     try:
-        if tag == "$int":
-            return int(text)
         if tag == "$float":
             return float(text)
-        return decimal.Decimal(text)
+        # With a context of our own: that of the thread decides what is an error, and the process
+        # how many digits int() reads.
+        number = decimal.Decimal(text, _DECIMALS)
+        if tag == "$decimal":
+            return number
+        if not text.removeprefix("-").isdecimal():
+            raise ValueError
+        return int(number)
     except (ValueError, decimal.DecimalException):
         raise Misfit(f"increment: {tag} holds {text[:40]!r}, which is no number") from None
 
@@ -625,7 +639,7 @@ def _from_int(number: int) -> Any:
         return number
     if number.bit_length() > DIGITS_MAX * 3:
         raise Misfit(f"increment: a sum of more than {DIGITS_MAX} digits")
-    return {"$int": str(number)}
+    return {"$int": str(decimal.Decimal(number))}  # without the process's limit of digits
 
 
 def _from_float(number: float) -> Any:
@@ -661,7 +675,7 @@ def _between(path: tuple[str | int, ...], old: Any, new: Any) -> list[list[Any]]
     target: Any = path[0] if len(path) == 1 else list(path)
     whole = [["set", target, new]]
     shape = shape_of(new)
-    if shape != shape_of(old) or len(path) >= 64:
+    if shape != shape_of(old) or len(path) >= STEPS_MAX:
         return whole
     if shape == Shape.TEXT and old and new.startswith(old):
         return [["append_text", target, new[len(old) :]]]
