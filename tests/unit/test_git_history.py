@@ -6,7 +6,6 @@ Method: one small repository with everything odd that a history can have.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,87 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.git_history import GitError, Repository, field_of, path_of
-
-#: A history for `git fast-import`; {} is where a commit's author, time and message come.
-STREAM = rb"""blob
-mark :1
-data 3
-one
-blob
-mark :2
-data 3
-two
-commit refs/heads/main
-mark :11
-{1}
-M 100644 :1 plain.txt
-M 100644 :1 folder/inner.txt
-M 100644 :1 "line\nbreak"
-M 100644 :1 "latin-\351"
-M 100644 :1 100%.txt
-M 100644 :1 "*"
-M 100644 :1 "caf\303\251"
-commit refs/heads/main
-mark :12
-{2}
-R plain.txt renamed.txt
-commit refs/heads/side
-mark :13
-{3}
-from :11
-M 100644 :2 folder/side.txt
-M 100644 :2 "latin-\351"
-commit refs/heads/main
-mark :14
-{4}
-from :12
-merge :13
-M 100644 :2 folder/side.txt
-M 100644 :2 "latin-\351"
-commit refs/heads/main
-mark :15
-{5}
-M 100755 :1 renamed.txt
-commit refs/heads/main
-mark :16
-{6}
-M 160000 0123456789012345678901234567890123456789 module
-commit refs/heads/main
-mark :17
-{7}
-D folder/inner.txt
-D "*"
-commit refs/heads/main
-mark :18
-{8}
-commit refs/heads/main
-mark :19
-{9}
-D folder
-M 100644 :2 folder
-"""
+from tests.git_repository import git, make_repository
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bare repository with the history above."""
+    """A bare repository with a history that has everything odd."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
-    stream = STREAM
-    for number in range(1, 10):
-        message = b"commit %d" % number
-        facts = b"committer \xc3\x89mile <e@example.org> %d +0100\n" % (1_000_000_000 + number)
-        facts += b"data %d\n%s" % (len(message), message)
-        stream = stream.replace(b"{%d}" % number, facts)
-    folder = tmp_path / "odd.git"
-    _git("init", "-q", "--bare", "-b", "main", str(folder))
-    _git("-C", str(folder), "fast-import", "--quiet", input=stream)
-    return folder
-
-
-def _git(*arguments: str, input: bytes = b"") -> bytes:
-    done = subprocess.run(["git", *arguments], input=input, capture_output=True, check=True)
-    return done.stdout
+    return make_repository(tmp_path / "odd.git")
 
 
 def test_the_changes_of_all_commits_make_the_trees_that_git_has(folder: Path) -> None:
@@ -168,7 +95,7 @@ def test_the_last_change_of_a_path_is_on_the_first_parent_line(
 def test_a_folder_inside_a_work_tree_means_the_whole_repository(
     folder: Path, tmp_path: Path
 ) -> None:
-    _git("clone", "-q", "--no-checkout", str(folder), str(tmp_path / "clone"))
+    git("clone", "-q", "--no-checkout", str(folder), str(tmp_path / "clone"))
     inner = tmp_path / "clone" / "inner"
     inner.mkdir()
 
@@ -180,7 +107,7 @@ def test_a_folder_inside_a_work_tree_means_the_whole_repository(
     assert Repository(folder).name == "odd"
 
 
-@pytest.mark.parametrize("prepare", [lambda path: None, lambda path: _git("init", "-q", str(path))])
+@pytest.mark.parametrize("prepare", [lambda path: None, lambda path: git("init", "-q", str(path))])
 def test_a_folder_without_commits_is_an_error_in_git_s_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], object]
 ) -> None:
