@@ -8,6 +8,7 @@ that queued appends reach the disk.
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import weakref
 from typing import Protocol
@@ -24,8 +25,10 @@ class Closes(Protocol):
     def close(self) -> None: ...
 
 
+_opened = itertools.count()
 _abandoned_in_child: weakref.WeakSet[Abandons] = weakref.WeakSet()
-_closed_at_exit: weakref.WeakSet[Closes] = weakref.WeakSet()
+#: In the order of their opening.
+_closed_at_exit: weakref.WeakValueDictionary[int, Closes] = weakref.WeakValueDictionary()
 
 
 def abandon_in_child(resource: Abandons) -> None:
@@ -34,8 +37,11 @@ def abandon_in_child(resource: Abandons) -> None:
 
 
 def close_at_exit(resource: Closes) -> None:
-    """Call `resource.close()` when the interpreter ends; closing twice must be harmless."""
-    _closed_at_exit.add(resource)
+    """Call `resource.close()` when the interpreter ends; closing twice must be harmless.
+
+    The last one opened is closed first, because it may use the earlier ones.
+    """
+    _closed_at_exit[next(_opened)] = resource
 
 
 def _after_fork_in_child() -> None:
@@ -45,8 +51,10 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    for resource in list(_closed_at_exit):
-        resource.close()
+    for number in sorted(_closed_at_exit, reverse=True):
+        resource = _closed_at_exit.get(number)
+        if resource is not None:
+            resource.close()
 
 
 if hasattr(os, "register_at_fork"):

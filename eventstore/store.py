@@ -42,6 +42,7 @@ from eventstore.follow import Follower, FollowProgress
 from eventstore.history.at import At, epoch_us, version_at
 from eventstore.history.fork import fork_bodies
 from eventstore.history.tail import tail_entries
+from eventstore.lifetime import close_at_exit
 from eventstore.log import open_log
 from eventstore.receipts import Receipt
 from eventstore.state import State
@@ -103,6 +104,8 @@ class EventStore:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
+        # What is queued becomes durable, and views stay warm, also when nobody closes the store.
+        close_at_exit(self)
 
     @property
     def url(self) -> str:
