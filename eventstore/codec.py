@@ -63,7 +63,7 @@ def encode_event(event: Event) -> bytes:
             beyond 64 bits (`discard_policy`: 32), or text has a lone surrogate; the path names it.
     """
     kind, name, body = event[:3]
-    if event[3:] == _PLAIN_PARTS and type(name) is str and type(body) is bytes and name.isascii():
+    if type(name) is str and name.isascii() and type(body) is bytes and event[3:] == _PLAIN_PARTS:
         head = _HEADS.get(kind)
         if head is not None:
             return b"%b%b%b%b%b%b" % (
