@@ -91,7 +91,7 @@ class State(Mapping[str, Any]):
             if not isinstance(name, str):
                 raise UnsupportedValue((repr(name),), "the name of a field must be text")
         self._source: Source = _Values(fields)
-        self._diff = Diff()
+        self._diff = _NO_DIFF
         self._memo: dict[str, Any] = {}
         self._observed: set[str] = set()
         self._keys: frozenset[str] | None = None
@@ -129,7 +129,8 @@ class State(Mapping[str, Any]):
     def _with(self, diff: Diff) -> State:
         """Return this state after more operations; fields that they do not touch are shared."""
         state = State.__new__(State)
-        state._source, state._diff = self._source, self._diff.then(diff)
+        state._source = self._source
+        state._diff = self._diff.then(diff) if len(diff) else self._diff
         touched = diff.fields
         state._memo = {name: value for name, value in self._memo.items() if name not in touched}
         state._observed = self._observed
@@ -191,7 +192,9 @@ class State(Mapping[str, Any]):
     __hash__ = None  # type: ignore[assignment]  # compared by value, so it has none
 
     def _names(self) -> list[str]:
-        touched = self._diff.fields if len(self._diff) else frozenset()
+        if self._diff is _NO_DIFF and self._keys is None:
+            return list(self._source.names())
+        touched = self._diff.fields
         names = [
             name
             for name in self._source.names()
@@ -207,13 +210,13 @@ class State(Mapping[str, Any]):
         return names if self._keys is None else [name for name in names if name in self._keys]
 
     def _peek(self, name: str) -> Any:
+        value = self._memo.get(name, _UNREAD)
+        return self._read(name) if value is _UNREAD else value
+
+    def _read(self, name: str) -> Any:
         if self._keys is not None and name not in self._keys:
             return ABSENT
-        try:
-            return self._memo[name]
-        except KeyError:
-            pass
-        operations = self._diff.on(name) if len(self._diff) else ()
+        operations = () if self._diff is _NO_DIFF else self._diff.on(name)
         if operations:
             value = self._source.json(name)
             try:
@@ -353,3 +356,5 @@ def _rebuild(fields: dict[str, Any], facts: tuple[Any, ...]) -> State:
 
 
 _NO_DIFF: Final = Diff()
+#: "Not read yet", in the memo of a state.
+_UNREAD: Final[Any] = object()

@@ -531,7 +531,7 @@ class App:
         follower = self._channel.reading(instance, after, fresh=fresh, timeout_s=timeout_s)
         if follower is not None:
             # Read before the head: what the head then has is at least what this position says.
-            offsets = self._channel.offsets(follower, instance)
+            offsets = self._channel.offsets(follower, instance) if path is None else {}
             head = follower.reader.head(instance)
             if head is not None and _exists(head):
                 version = None if at is None else self._version(follower, instance, head, at)

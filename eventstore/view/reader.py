@@ -7,7 +7,7 @@ and without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -28,6 +28,14 @@ _NAMES_MAX: Final = 100_000
 
 _field_head = keys.FIELD.unpack_from
 _head = keys.HEAD.unpack_from
+
+
+#: Instances with more fields are not kept in memory whole.
+_WHOLE_FIELDS_MAX: Final = 64
+#: What a row in memory costs besides its bytes, about.
+_ROW_BYTES: Final = 150
+#: Stands for a value that is not in its field's row.
+_LARGE: Final = b"<large>"
 
 
 class Head(NamedTuple):
@@ -78,9 +86,14 @@ class RefusedRow(NamedTuple):
 class ViewReader:
     """Reads a table that a ViewWriter, here or in an earlier process, has filled."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, cache_bytes: int = 8 * 1024 * 1024) -> None:
+        """Read `table`, keeping the rows of small instances in at most `cache_bytes`."""
         self._table = table
         self._iids: dict[str, bytes] = {}
+        #: iid -> the version at which these are its fields.
+        self._whole: dict[bytes, tuple[int, dict[str, Any]]] = {}
+        self._whole_bytes = 0
+        self._cache_bytes = cache_bytes
 
     # --- instances ------------------------------------------------------------------------------
 
@@ -126,13 +139,28 @@ class ViewReader:
     def snapshot(self, head: Head, version: int | None = None) -> Snapshot:
         """Return the instance at a version it has, or at its newest."""
         if version is None or version == head.version:
-            return Snapshot(self._table, head.iid, head.version, head.floor)
+            whole = self._whole.get(head.iid)
+            if whole is not None and whole[0] == head.version:
+                return Snapshot(self._table, head.iid, head.version, head.floor, whole[1])
+            return Snapshot(self._table, head.iid, head.version, head.floor, None, self._keep)
         floor = head.floor
         if floor > version:
             prefix = b"r" + head.iid
             row = self._table.last(prefix, prefix + U64.pack(version + 1))
             floor = 0 if row is None else U64.unpack_from(row[0], 9)[0]
         return Snapshot(self._table, head.iid, version, floor)
+
+    def _keep(self, iid: bytes, version: int, fields: dict[str, Any]) -> None:
+        """Keep what a reader has just read of an instance, for the next one."""
+        if len(fields) > _WHOLE_FIELDS_MAX:
+            return
+        size = sum(len(name) + len(raw) + _ROW_BYTES for name, raw in fields.items())
+        if self._whole_bytes + size > self._cache_bytes:
+            # All at once: what is hot comes back at the next read, and nobody has to keep order.
+            self._whole.clear()
+            self._whole_bytes = 0
+        self._whole[iid] = (version, fields)
+        self._whole_bytes += size
 
     # --- the past -------------------------------------------------------------------------------
 
@@ -242,19 +270,30 @@ class ViewReader:
 class Snapshot:
     """One instance at one version: each field is read when somebody asks for it."""
 
-    __slots__ = ("_floor", "_iid", "_table", "version")
+    __slots__ = ("_fields", "_floor", "_iid", "_keep", "_table", "version")
 
-    def __init__(self, table: Table, iid: bytes, version: int, floor: int) -> None:
+    def __init__(
+        self,
+        table: Table,
+        iid: bytes,
+        version: int,
+        floor: int,
+        fields: dict[str, Any] | None = None,
+        keep: Callable[[bytes, int, dict[str, Any]], None] | None = None,
+    ) -> None:
         self._table, self._iid, self.version, self._floor = table, iid, version, floor
+        #: All present fields, once somebody asked for all: JSON bytes, or _LARGE.
+        self._fields = fields
+        self._keep = keep
 
     def value(self, name: str) -> object:
         """Return a field's Python value, made for this call, or ABSENT."""
-        stored = self._stored(name, None)
+        stored = self._stored(name)
         return values.decode(stored) if type(stored) is bytes else _python(stored)
 
     def json(self, name: str) -> Any:
         """Return a field's JSON value, made for this call, or ABSENT."""
-        stored = self._stored(name, None)
+        stored = self._stored(name)
         return orjson.loads(stored) if type(stored) is bytes else stored
 
     def shape(self, name: str) -> int:
@@ -280,64 +319,78 @@ class Snapshot:
             version = U64.unpack_from(found[0], 13)[0]
         return version if version > self._floor else None
 
-    def names(self) -> Iterator[str]:
-        """Yield the names of the present fields, in byte order."""
-        for name, row in self._rows():
-            fid, version, _, shape, _, _ = _field_head(row)
-            if version > self.version:
-                found = self._last(fid)
-                if found is None or found[1] == b"T":
-                    continue
-                version, shape = U64.unpack_from(found[0], 13)[0], -1
-            if shape != Shape.ABSENT and version > self._floor:
-                yield name
+    def names(self) -> Iterable[str]:
+        """Return the names of the present fields, in byte order."""
+        return self._all()
 
     def items(self) -> Iterator[tuple[str, object]]:
         """Yield the present fields and their Python values, in byte order of the names."""
-        for name, row in self._rows():
-            stored = self._stored(name, row)
-            if stored is not ABSENT:
-                yield name, values.decode(stored) if type(stored) is bytes else _python(stored)
+        for name in self._all():
+            yield name, self.value(name)
 
     def json_items(self) -> Iterator[tuple[str, Any]]:
         """Yield the present fields and their JSON values, in byte order of the names."""
-        for name, row in self._rows():
-            stored = self._stored(name, row)
-            if stored is not ABSENT:
-                yield name, orjson.loads(stored) if type(stored) is bytes else stored
+        for name in self._all():
+            yield name, self.json(name)
 
-    def _rows(self) -> Iterator[tuple[str, bytes]]:
-        prefix = b"f" + self._iid
-        for key, row in self._table.scan(prefix, keys.prefix_end(prefix)):
-            yield key[9:].decode(), row
+    def _all(self) -> dict[str, Any]:
+        """Return the present fields, read once: small ones as JSON bytes, others as _LARGE."""
+        if self._fields is None:
+            fields = {}
+            prefix = b"f" + self._iid
+            for key, row in self._table.scan(prefix, keys.prefix_end(prefix)):
+                stored = self._small(row)
+                if stored is not ABSENT:
+                    fields[key[9:].decode()] = stored
+            self._fields = fields
+            if self._keep is not None:
+                self._keep(self._iid, self.version, fields)
+        return self._fields
 
-    def _stored(self, name: str, row: bytes | None) -> Any:
+    def _stored(self, name: str) -> Any:
         """Return a field as JSON bytes, as JSON where operations were applied, or ABSENT."""
+        if self._fields is not None:
+            stored = self._fields.get(name, ABSENT)
+            if stored is not _LARGE:
+                return stored
+        try:
+            row = self._table.get(b"f" + self._iid + name.encode())
+        except UnicodeEncodeError:
+            return ABSENT  # no field can have such a name
         if row is None:
-            try:
-                row = self._table.get(b"f" + self._iid + name.encode())
-            except UnicodeEncodeError:
-                return ABSENT  # no field can have such a name
-            if row is None:
+            return ABSENT
+        stored = self._small(row)
+        return self._large(row) if stored is _LARGE else stored
+
+    def _small(self, row: bytes) -> Any:
+        """Return the value that stands in a field row, _LARGE when it stands elsewhere."""
+        _, version, _, shape, setter_bytes, big = _field_head(row)
+        if version > self.version:
+            # It changed since: what it was is in its history.
+            found = self._last(_field_head(row)[0])
+            if found is None or found[1] == b"T":
                 return ABSENT
-        fid, version, _, shape, setter_bytes, big = _field_head(row)
+            if U64.unpack_from(found[0], 13)[0] <= self._floor:
+                return ABSENT
+            value = found[1]
+            small = value[:1] == b"B" and len(value) <= keys.INLINE_BYTES_MAX
+            return value[1:] if small else _LARGE
+        if version <= self._floor or shape == Shape.ABSENT:
+            return ABSENT
+        return _LARGE if big else row[keys.FIELD.size + setter_bytes :]
+
+    def _large(self, row: bytes) -> Any:
+        """Return a value from its base and the operations since."""
+        fid, version, _, _, setter_bytes, _ = _field_head(row)
         if version <= self.version:
-            if version <= self._floor or shape == Shape.ABSENT:
-                return ABSENT
-            place = keys.FIELD.size + setter_bytes
-            if not big:
-                return row[place:]
-            return self._replay(fid, keys.BIG.unpack_from(row, place)[0], version)
+            base_version = keys.BIG.unpack_from(row, keys.FIELD.size + setter_bytes)[0]
+            return self._replay(fid, base_version, version)
         found = self._last(fid)
-        if found is None:
-            return ABSENT
+        assert found is not None  # _small found it
         key, value = found
-        version = U64.unpack_from(key, 13)[0]
-        if version <= self._floor or value == b"T":
-            return ABSENT
         if value[:1] == b"B":
             return value[1:]
-        return self._replay(fid, U64.unpack_from(value, 1)[0], version)
+        return self._replay(fid, U64.unpack_from(value, 1)[0], U64.unpack_from(key, 13)[0])
 
     def _last(self, fid: int) -> tuple[bytes, bytes] | None:
         prefix = b"v" + self._iid + U32.pack(fid)
