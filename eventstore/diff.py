@@ -678,8 +678,8 @@ def _between(path: tuple[str | int, ...], old: Any, new: Any) -> list[list[Any]]
     if shape != shape_of(old) or len(path) >= STEPS_MAX:
         return whole
     if shape == Shape.TEXT and old and new.startswith(old):
-        return [["append_text", target, new[len(old) :]]]
-    if shape == Shape.DICT:
+        parts = [["append_text", target, new[len(old) :]]]
+    elif shape == Shape.DICT:
         parts = _between_dicts(path, old, new)
     elif shape == Shape.LIST:
         parts = _between_lists(path, target, old, new)
