@@ -11,35 +11,45 @@
 README.md has the promises, docs/ the details. What is exported here is the public API.
 """
 
-from eventstore.config import Config
-from eventstore.diff import Diff, apply, diff_between
-from eventstore.errors import (
-    Closed,
-    ConfigError,
-    Conflict,
-    CorruptEvent,
-    EventStoreError,
-    EventTooLarge,
-    InstanceNotFound,
-    InvalidDiff,
-    InvalidState,
-    LogTruncated,
-    LogUnavailable,
-    OutcomeUnknown,
-    ReadTimeout,
-    Rejected,
-    UnknownSchema,
-    UnreadableValue,
-    UnsupportedValue,
-    VersionNotFound,
-    ViewDamaged,
-)
-from eventstore.events import Discard, Entry, Event, Guard, Kind, Position, Verdict
-from eventstore.history.at import occurred
-from eventstore.receipts import Receipt
-from eventstore.state import State
-from eventstore.store import App, EventStore
-from eventstore.values import register
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from eventstore.errors import __all__ as _ERRORS
+
+# A name is imported when somebody first asks for it: pydantic and the rest take 150 ms, and
+# `eventstore --help` or a program that only catches our errors needs none of them.
+if TYPE_CHECKING:
+    from eventstore.config import Config
+    from eventstore.diff import Diff, apply, diff_between
+    from eventstore.errors import (
+        Closed,
+        ConfigError,
+        Conflict,
+        CorruptEvent,
+        EventStoreError,
+        EventTooLarge,
+        InstanceNotFound,
+        InvalidDiff,
+        InvalidState,
+        LogTruncated,
+        LogUnavailable,
+        OutcomeUnknown,
+        ReadTimeout,
+        Rejected,
+        UnknownSchema,
+        UnreadableValue,
+        UnsupportedValue,
+        VersionNotFound,
+        ViewDamaged,
+    )
+    from eventstore.events import Discard, Entry, Event, Guard, Kind, Position, Verdict
+    from eventstore.history.at import occurred
+    from eventstore.receipts import Receipt
+    from eventstore.state import State
+    from eventstore.store import App, EventStore
+    from eventstore.values import register
 
 __all__ = [
     "App",
@@ -79,3 +89,33 @@ __all__ = [
     "occurred",
     "register",
 ]
+
+#: name -> the module that has it.
+_HOMES: Final = {
+    **dict.fromkeys(_ERRORS, "errors"),
+    **dict.fromkeys(("Discard", "Entry", "Event", "Guard", "Kind", "Position"), "events"),
+    "App": "store",
+    "Config": "config",
+    "Diff": "diff",
+    "EventStore": "store",
+    "Receipt": "receipts",
+    "State": "state",
+    "Verdict": "events",
+    "apply": "diff",
+    "diff_between": "diff",
+    "occurred": "history.at",
+    "register": "values",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value  # so that it is asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
