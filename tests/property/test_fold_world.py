@@ -34,8 +34,10 @@ from eventstore.fold import ChainRow, Outcome
 from tests.property.dict_rows import DictRows, Fold
 from tests.property.world import STORM, Habits, Report, run
 
-#: Worlds per profile. FOLDLOG_PROFILE=long, or `-m soak`, is the long one: about a minute.
+#: Worlds of the fast profile, in `make test`; and of the long one, about a minute of work, which
+#: FOLDLOG_PROFILE=long asks for, or the soak, where each round has seeds of its own.
 SEEDS_FAST, SEEDS_LONG = 600, 3_000
+SOAK_ROUNDS = int(os.environ.get("EVENTSTORE_TEST_SOAK_ROUNDS", "1"))
 BLOCK = 100
 SOURCE = Path(fold_module.__file__).read_text(encoding="utf-8")
 
@@ -45,7 +47,7 @@ def _blocks() -> list[object]:
     long = os.environ.get("FOLDLOG_PROFILE") == "long"
     return [
         pytest.param(start, marks=() if long or start < SEEDS_FAST else pytest.mark.soak)
-        for start in range(0, SEEDS_LONG, BLOCK)
+        for start in range(0, SEEDS_LONG * SOAK_ROUNDS, BLOCK)
     ]
 
 
