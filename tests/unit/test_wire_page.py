@@ -113,12 +113,10 @@ SHOWN = [row[1].strip("`") for row in rows(section("Values"))]
 def test_each_tagged_value_is_what_is_read_and_written(shown: str) -> None:
     raw = shown.encode()
 
-    value = values.decode(raw, unresolved="keep")
-
-    if value != orjson.loads(raw):  # classes that the page makes up stay as they are
-        assert values.encode(value) == raw
+    if re.match(r'\{"\$(enum|dataclass|model|user)"', shown):  # classes that the page makes up
+        assert values.decode(raw, unresolved="keep") == orjson.loads(raw)
     else:
-        assert re.match(r'\{"\$(enum|dataclass|model|user)"', shown)
+        assert values.encode(values.decode(raw)) == raw
 
 
 def test_every_tag_is_in_the_table() -> None:
