@@ -33,7 +33,7 @@ kafka: ## a Kafka broker in the foreground; prints its address; Ctrl-C stops it
 	@$(broker) run $(ARGS)
 
 bench: ## measure, and compare with the raw libraries (benchmarks/README.md)
-	$(install) bench
+	$(install) dev
 	@$(broker) exec -- $(bin)/python -m benchmarks.run $(ARGS)
 
 soak: ## the long tests, N times over: make soak N=20

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Bring .venv up to date: venv.sh runtime|dev|bench. Quick and silent when there is nothing to do.
+# Bring .venv up to date: venv.sh runtime|dev. Quick and silent when there is nothing to do.
 #
 # A stamp holds the checksum of what was installed (requirement files, pyproject.toml, the Python),
 # so that a changed pin installs again and an unchanged one does not. It is written last: an
@@ -27,7 +27,6 @@ found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
 
 files="requirements/runtime.txt requirements/build.txt"
 [ "$set_name" = runtime ] || files="$files requirements/dev.txt"
-[ "$set_name" != bench ] || files="$files requirements/bench.txt"
 stamp=.venv/installed-$set_name
 # shellcheck disable=SC2086  # the names are ours and have no spaces
 state="$found $(pwd) $(cat pyproject.toml $files | cksum)"
