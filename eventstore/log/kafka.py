@@ -41,6 +41,12 @@ _TAIL_LINGER_MS = 100
 #: The same for the reader that jumps: a jump waits for the answer before it.
 _SCAN_LINGER_MS = 10
 
+#: A read of fewer records is a look at one place, not the beginning of a scan.
+_SCAN_RECORDS_MIN = 5
+
+#: A scan that did not go on for so long is over.
+_SCAN_IDLE_S = 1.0
+
 #: How often a topic that is read is asked whether it is still the same topic.
 _IDENTITY_CHECK_S = 5.0
 
@@ -370,12 +376,16 @@ class _Stream:
                     )
                 if offset == end:
                     return Batch((), offset)
+                scan.release_idle(_SCAN_IDLE_S)
                 scan.place({partition: offset})
             batch = self._read(scan, partition, offset, records_max, bytes_max, None)
             if batch is not None:
                 break
-        # At the end a reader would ask the broker for news that nobody awaits.
-        if not batch.records and batch.offset_next == offset:
+        # What nobody goes on with must not be fetched: it would fill the queue that all partitions
+        # share. At the end it would ask the brokers for news that nobody awaits.
+        is_jump = records_max < _SCAN_RECORDS_MIN
+        is_end = not batch.records and batch.offset_next == offset
+        if is_jump or is_end:
             scan.release(partition)
         return batch
 
@@ -412,9 +422,9 @@ class _Stream:
                 self._tail = self._log.reader(self._name, _TAIL_LINGER_MS)
             tail = self._tail
         scan = self._scan
-        if scan is not None and time.monotonic() - self._scanned_at > 1.0:
+        if scan is not None and time.monotonic() - self._scanned_at > _SCAN_IDLE_S:
             with self._scanning:
-                scan.release()
+                scan.release_idle(_SCAN_IDLE_S)
             self._scanned_at = float("inf")
         return tail.wait(offsets, timeout_s, is_woken)
 

@@ -42,7 +42,7 @@ _PREFETCH_KIB_MAX = 16 * 1024
 class _Cursor:
     """Where one partition is read: what was fetched, and the offset behind all of that."""
 
-    __slots__ = ("bytes", "epochs", "error", "frontier", "records", "sizes", "start")
+    __slots__ = ("bytes", "epochs", "error", "frontier", "read_at", "records", "sizes", "start")
 
     def __init__(self, offset: int) -> None:
         self.start = offset  # every committed record from here to the frontier is in `records`
@@ -52,6 +52,7 @@ class _Cursor:
         self.bytes = 0
         self.epochs: list[tuple[int, int]] = []  # (offset, leader epoch from there on)
         self.error: EventStoreError | None = None
+        self.read_at = time.monotonic()
 
     def covers(self, offset: int) -> bool:
         return self.start <= offset <= self.frontier
@@ -112,6 +113,8 @@ class Reader:
             "auto.offset.reset": "error",
             "fetch.wait.max.ms": linger_ms,
             "fetch.error.backoff.ms": 50,
+            # How long fetching rests when enough is fetched; the default of 1 s starves a scan.
+            "fetch.queue.backoff.ms": 5,
         }
         self._consumer = build(Consumer, options, address)
         self._state = threading.Condition()
@@ -165,6 +168,7 @@ class Reader:
                 cursor = self._cursors.get(partition)
                 if cursor is None or not cursor.covers(offset):
                     return None
+                cursor.read_at = time.monotonic()
                 batch = cursor.take(offset, records_max, bytes_max)
                 if batch.records or batch.offset_next > offset:
                     return batch
@@ -242,11 +246,18 @@ class Reader:
             for partition, offset in offsets.items():
                 self._cursors[partition] = _Cursor(offset)
 
-    def release(self, partition: int | None = None) -> None:
-        """Fetch nothing more of a partition, or of any."""
+    def release(self, partition: int) -> None:
+        """Fetch nothing more of a partition."""
         with self._alone():
-            for each in [*self._cursors] if partition is None else [partition]:
-                self._forget(each)
+            self._forget(partition)
+
+    def release_idle(self, idle_s: float) -> None:
+        """Fetch nothing more of partitions that were not read for so long."""
+        before = time.monotonic() - idle_s
+        with self._alone():
+            for partition, cursor in list(self._cursors.items()):
+                if cursor.read_at < before:
+                    self._forget(partition)
 
     def _forget(self, partition: int) -> None:
         """Drop a partition; nobody polls now, or the caller is the one who did."""
