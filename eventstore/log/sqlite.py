@@ -89,7 +89,6 @@ class SqliteLog(Log):
         self._abandoned = False
         self._known: dict[str, _Known] = {}
         self._readers: deque[apsw.Connection] = deque()
-        self._inode = (0, 0)
         self._news = Nudges(self.folder / "news")
         self._waiting = _Waiting(self._news)
         self._writer = _SqliteWriter(self.folder, self._file, self._news, config)
@@ -99,9 +98,7 @@ class SqliteLog(Log):
             append_timeout_s=config.append_timeout_s,
         )
         self._owners: ShardOwners | None = None
-        if self._file.exists():
-            self._readers.append(self._file.connect())
-            self._inode = self._file.inode()
+        self._is_made()
         abandon_in_child(self)
         close_at_exit(self)
 
@@ -110,7 +107,7 @@ class SqliteLog(Log):
     def topics(self) -> list[str]:
         """Return the names of the topics of this namespace, sorted."""
         self._refuse_when_closed()
-        if not self._file.exists():
+        if not self._is_made():
             return []
         with self._reading() as connection:
             names = [
@@ -165,7 +162,7 @@ class SqliteLog(Log):
 
     def _find(self, name: str) -> _Known | None:
         known = self._known.get(name)
-        if known is not None or not self._file.exists():
+        if known is not None or not self._is_made():
             return known
         with self._reading() as connection:
             row = connection.execute(
@@ -178,6 +175,15 @@ class SqliteLog(Log):
         known = _Known(int(row[0]), Topic(name, str(row[1]), partitions=1))
         self._known[name] = known
         return known
+
+    def _is_made(self) -> bool:
+        """Whether there is a log; what is there but is not ours, or is damaged, raises."""
+        if not self._readers:
+            connection = self._file.connect_if_made()
+            if connection is None:
+                return False
+            self._readers.append(connection)
+        return True
 
     def _resolve(self, topic: Topic) -> _Known:
         known = self._known.get(topic.name) or self._find(topic.name)

@@ -16,6 +16,7 @@ from pathlib import Path
 import apsw
 
 from eventstore.errors import ConfigError, LogUnavailable
+from eventstore.testing import fault_point
 
 __all__ = ["FileState", "SqliteFile"]
 
@@ -101,7 +102,7 @@ class SqliteFile:
         self._busy_timeout_ms = max(1, int(busy_timeout_s * 1000))
 
     def exists(self) -> bool:
-        """Whether there is a file with something in it."""
+        """Whether there is a file with something in it; `connect_if_made` tells if it is a log."""
         try:
             return os.stat(self.path).st_size > 0
         except FileNotFoundError:
@@ -124,10 +125,25 @@ class SqliteFile:
             ConfigError: the file is not ours, or of a newer layout; it was not changed.
             LogUnavailable: it is damaged, or cannot be opened; it was not changed.
         """
+        connection = self.connect_if_made()
+        if connection is None:
+            raise LogUnavailable(f"{self.path} has no log in it (any more)")
+        return connection
+
+    def connect_if_made(self) -> apsw.Connection | None:
+        """Open the log; None when there is no file, or one in which no log was made yet.
+
+        Another process may be making the log this moment: the file is there before its tables.
+
+        Raises:
+            ConfigError, LogUnavailable: as `connect`.
+        """
+        if not self.exists():
+            return None
         connection, state = self._open(create=False)
         if state.is_empty:
             connection.close()
-            raise LogUnavailable(f"{self.path} has no log in it (any more)")
+            return None
         return connection
 
     def create(self) -> None:
@@ -136,23 +152,40 @@ class SqliteFile:
         Raises:
             ConfigError, LogUnavailable: as `connect`.
         """
-        connection, state = self._open(create=True)
+        if not self.exists():
+            self._create_file()
+            return
+        connection, state = self._open(create=False)
         try:
             if state.is_empty:
                 with self.translated("created"):
                     self._create_tables(connection)
-                _sync_folder(self.path.parent)
-                _sync_folder(self.path.parent.parent)
         finally:
             connection.close()
 
-    def identity(self) -> str:
-        """Return the file's own random identity."""
-        connection, state = self._open(create=False)
-        connection.close()
-        if state.identity is None:
-            raise LogUnavailable(f"{self.path} has no log in it (any more)")
-        return state.identity
+    def _create_file(self) -> None:
+        """Make the file under another name first.
+
+        So nobody sees half of it: not a process that looks at the wrong moment, and not those who
+        come after one that was killed here (tests/fault/test_store_kill.py).
+        """
+        new = self.path.with_name(f"{self.path.name}.new")
+        try:
+            for suffix in ("", "-journal", "-wal", "-shm"):
+                new.with_name(new.name + suffix).unlink(missing_ok=True)
+            with self.translated("created"):
+                connection = apsw.Connection(str(new))
+                try:
+                    self._set_durability(connection)
+                    self._create_tables(connection)
+                finally:
+                    connection.close()
+            fault_point("log.create.inside")
+            os.replace(new, self.path)
+        except OSError as error:
+            raise LogUnavailable(f"{self.path} could not be created: {error}") from error
+        _sync_folder(self.path.parent)
+        _sync_folder(self.path.parent.parent)
 
     @contextmanager
     def translated(self, done: str) -> Iterator[None]:
@@ -216,18 +249,20 @@ class SqliteFile:
         return FileState(identity)
 
     def _set_up(self, connection: apsw.Connection) -> None:
-        connection.execute(f"PRAGMA synchronous={self._synchronous}")
+        self._set_durability(connection)
         connection.execute("PRAGMA mmap_size=0")
         connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES_KEPT}")
-        if sys.platform == "darwin":  # a plain fsync() there stops at the drive's own cache
-            connection.execute("PRAGMA fullfsync=1")
-            connection.execute("PRAGMA checkpoint_fullfsync=1")
         # Checkpoints are made by the writer, under its lock, at moments of its choice (sqlite.py).
         connection.wal_autocheckpoint(0)
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
+    def _set_durability(self, connection: apsw.Connection) -> None:
+        connection.execute(f"PRAGMA synchronous={self._synchronous}")
+        if sys.platform == "darwin":  # a plain fsync() there stops at the drive's own cache
+            connection.execute("PRAGMA fullfsync=1")
+            connection.execute("PRAGMA checkpoint_fullfsync=1")
+
     def _create_tables(self, connection: apsw.Connection) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
         with connection:
             connection.execute("CREATE TABLE file (identity TEXT NOT NULL)")
             connection.execute(
@@ -237,6 +272,7 @@ class SqliteFile:
             connection.execute("INSERT INTO file VALUES (?)", (uuid.uuid4().hex[:16],))
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={LAYOUT}")
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def refuse_network_filesystem(folder: Path) -> None:

@@ -24,7 +24,12 @@ ROOT = Path(__file__).parents[2]
 class Child:
     """A process whose lines are collected as they come."""
 
-    def __init__(self, command: str, folder: Path, *arguments: object, fault: str = "") -> None:
+    #: The program that it runs.
+    MODULE = "tests.fault.sqlite_child"
+
+    def __init__(
+        self, command: str, folder: Path | str, *arguments: object, fault: str = ""
+    ) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "EVENTSTORE_FAULT"}
         if fault:
             environment["EVENTSTORE_FAULT"] = fault
@@ -32,7 +37,7 @@ class Child:
             [
                 sys.executable,
                 "-m",
-                "tests.fault.sqlite_child",
+                self.MODULE,
                 command,
                 str(folder),
                 *map(str, arguments),
@@ -55,7 +60,8 @@ class Child:
 
     def until(self, condition: Callable[[list[str]], bool]) -> None:
         """Wait until its lines fulfil a condition."""
-        assert eventually(lambda: condition(self.lines)), self.lines[-3:]
+        assert eventually(lambda: condition(self.lines) or self.process.poll() is not None)
+        assert condition(self.lines), f"{self.process.args!r} ended or said only {self.lines[-3:]}"
 
     def end(self) -> None:
         """Wait for its own end, and for the last of its lines."""

@@ -136,6 +136,21 @@ def test_an_empty_file_becomes_a_log_when_a_topic_is_made(tmp_path: Path) -> Non
     log.close()
 
 
+def test_a_log_that_another_process_is_making_is_not_there_yet(tmp_path: Path) -> None:
+    """Its file has a first page before it has tables."""
+    make_database(tmp_path / "log.sqlite", "PRAGMA journal_mode=WAL")
+    log = SqliteLog(tmp_path, CONFIG)
+
+    names = log.topics()
+    none = log.topic(APP, create=False)
+    topic = log.topic(APP, create=True)
+
+    assert (tmp_path / "log.sqlite").stat().st_size > 0
+    assert (names, none) == ([], None)
+    assert topic is not None
+    log.close()
+
+
 def test_reading_a_log_that_is_not_there_creates_nothing(tmp_path: Path) -> None:
     log = SqliteLog(tmp_path / "none", CONFIG)
 
@@ -417,4 +432,20 @@ def test_every_error_of_a_read_is_ours(tmp_path: Path) -> None:
     with pytest.raises(EventStoreError, match="damaged"):
         read_all(log, topic)
 
+    log.close()
+
+
+def test_a_clock_that_is_set_back_does_not_set_the_log_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SqliteLog(tmp_path, CONFIG)
+    topic = log.topic(APP, create=True)
+    assert topic is not None
+    write(log, topic, (b"k", b"before"))
+
+    monkeypatch.setattr("eventstore.log.sqlite.time.time_ns", lambda: 1_000_000_000)
+    write(log, topic, (b"k", b"after"))
+
+    before, after = read_all(log, topic)
+    assert before.time_ms == after.time_ms
     log.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 
 from eventstore.config import Config
 from eventstore.errors import LogUnavailable
+from eventstore.locks import FileLock
 from eventstore.log.base import Topic
 from eventstore.log.ownership import STANDS_STILL_S
-from eventstore.log.sqlite import SqliteLog
+from eventstore.log.sqlite import SqliteLog, _Turn
 from tests.contract.logs import eventually, queue, write
 from tests.fault.sqlite_child import APP
 from tests.fault.sqlite_processes import check_log, child
@@ -60,6 +62,39 @@ def test_a_process_that_commits_in_a_loop_does_not_starve_another(tmp_path: Path
         first.kill()
         second.kill()
         check_log(tmp_path, first.lines + second.lines)
+
+
+def test_who_waits_for_the_turn_gets_it_before_the_one_who_just_had_it(tmp_path: Path) -> None:
+    folder = tmp_path
+    busy, patient = _Turn(folder), _Turn(folder)
+    order: list[str] = []
+    probe = FileLock(folder / "next.lock")
+
+    def take_patiently() -> None:
+        patient.take(30.0)
+        order.append("patient")
+        patient.give_back()
+
+    def somebody_is_next() -> bool:
+        if probe.try_acquire():
+            probe.release()
+            return False
+        return True
+
+    for _ in range(20):
+        busy.take(30.0)
+        waiting = threading.Thread(target=take_patiently)
+        waiting.start()
+        assert eventually(somebody_is_next)
+        busy.give_back()
+        busy.take(30.0)
+        order.append("busy")
+        busy.give_back()
+        waiting.join()
+
+    assert order == ["patient", "busy"] * 20
+    busy.close()
+    patient.close()
 
 
 def test_a_waiting_process_is_nudged_rather_than_left_to_look(log: SqliteLog, topic: Topic) -> None:

@@ -78,7 +78,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork()")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path: Path) -> None:
-    lock = FileLock(tmp_path / "a.lock", keep_open=True)
+    lock = FileLock(tmp_path / "a.lock")
     assert lock.try_acquire()
     read_end, write_end = os.pipe()
 
