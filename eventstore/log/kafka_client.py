@@ -28,6 +28,8 @@ Answer = TypeVar("Answer")
 #: connection is several lines, and what matters of it is in our errors.
 client_log = logging.getLogger("eventstore.kafka")
 client_log.addHandler(logging.NullHandler())
+# That an option is experimental, or meant for the other kind of client, is for us to know.
+client_log.addFilter(lambda record: "CONFWARN" not in record.getMessage())
 
 #: Between two tries of a question that the cluster could not answer yet.
 RETRY_PAUSE_S = 0.1

@@ -233,7 +233,7 @@ class KafkaWriter:
     def _queue(
         self, topic: str, appends: Sequence[Append], start: int, mine: _Generation | None
     ) -> tuple[int, _Generation]:
-        """Queue from `start` on; return where the buffer was full, or the end.
+        """Queue from `start` on; return how far it got: less where the buffer is full.
 
         `mine` has the earlier records of the call. When it is gone, so are they, and nothing may
         follow them: the rest fails.
@@ -244,6 +244,8 @@ class KafkaWriter:
                 self._refuse(appends[start:], "earlier events of the same call failed")
                 return len(appends), mine
             generation = self._current()
+            if generation.fault is not None:
+                return start, generation  # about to end; the next one will do
             rows = generation.topics.get(topic)
             if rows is None:
                 rows = generation.topics[topic] = _Rows(generation, self._ends[topic])
@@ -262,6 +264,9 @@ class KafkaWriter:
             except KafkaException as error:
                 # The rest of the call fails with it: nothing may follow a record that failed.
                 self._take_back(row)
+                if error.args[0].fatal() or error.args[0].code() == KafkaError._FATAL:
+                    generation.fault = generation.fault or reason(error, self._address)
+                    return index, generation
                 delivery.failed(generation.translated(error.args[0], len(value)))
                 self._refuse(appends[index + 1 :], "an earlier event of the same call failed")
             return len(appends), generation
@@ -313,7 +318,9 @@ class KafkaWriter:
     def _wait_for_room(self, generation: _Generation) -> None:
         """Wait until half of the buffer is free, so that it is filled in long strides."""
         half = self._records_max // 2
-        self._wait_until(lambda: len(generation.producer) < half, _ROOM_S)
+        self._wait_until(
+            lambda: generation.fault is None and len(generation.producer) < half, _ROOM_S
+        )
 
     def _wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         with self._delivered:
@@ -347,6 +354,9 @@ class KafkaWriter:
     def _poll(self, generation: _Generation) -> None:
         try:
             served = generation.producer.poll(_POLL_S)
+        except KafkaException as error:  # the producer's own end
+            generation.fault = generation.fault or reason(error, self._address)
+            served = 1
         except Exception:  # of somebody's `delivered` or `failed`: the other records go on
             log.exception("a delivery raised")
             served = 1

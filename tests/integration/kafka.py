@@ -1,0 +1,110 @@
+"""What the Kafka tests share: logs that are closed, administrators, foreign producers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+)
+
+from eventstore.log.base import Log, Record, Topic
+
+#: No answer of a healthy broker takes so long.
+DEADLINE_S = 20.0
+
+
+def made(log: Log, name: str) -> Topic:
+    """Return the topic, made if need be."""
+    topic = log.topic(name, create=True)
+    assert topic is not None
+    return topic
+
+
+def read_all(log: Log, topic: Topic, partition: int, records_max: int = 500) -> list[Record]:
+    """Return every committed record of a partition."""
+    records: list[Record] = []
+    offset, end = log.offset_first(topic, partition), log.offset_end(topic, partition)
+    while offset < end:
+        batch = log.read(topic, partition, offset, records_max=records_max, bytes_max=1 << 20)
+        assert batch.offset_next > offset
+        records += batch.records
+        offset = batch.offset_next
+    return records
+
+
+class Administrator:
+    """Somebody who changes topics behind our back."""
+
+    def __init__(self, url: str) -> None:
+        self.address = url.removeprefix("kafka://")
+        self._admin = AdminClient({"bootstrap.servers": self.address})
+
+    def create(self, name: str, partitions: int, **settings: str) -> None:
+        config = {name.replace("_", "."): value for name, value in settings.items()}
+        new = NewTopic(name, partitions, 1, config=config)
+        self._admin.create_topics([new])[name].result(DEADLINE_S)
+
+    def delete(self, name: str) -> None:
+        self._admin.delete_topics([name], operation_timeout=DEADLINE_S)[name].result(DEADLINE_S)
+
+    def add_partitions(self, name: str, total: int) -> None:
+        self._admin.create_partitions([NewPartitions(name, total)])[name].result(DEADLINE_S)
+
+    def alter(self, name: str, setting: str, value: str) -> None:
+        entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
+        self._admin.incremental_alter_configs([resource])[resource].result(DEADLINE_S)
+
+    def delete_records(self, name: str, partition: int, before: int) -> None:
+        place = TopicPartition(name, partition, before)
+        self._admin.delete_records([place])[place].result(DEADLINE_S)
+
+    def settings(self, name: str) -> Mapping[str, str]:
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name)
+        found = self._admin.describe_configs([resource])[resource].result(DEADLINE_S)
+        return {setting: entry.value for setting, entry in found.items()}
+
+    def topics(self, namespace: str) -> dict[str, int]:
+        found = self._admin.list_topics(timeout=DEADLINE_S).topics
+        return {
+            name: len(topic.partitions)
+            for name, topic in found.items()
+            if name.startswith(f"{namespace}.")
+        }
+
+    def leader(self, name: str, partition: int) -> int:
+        topic = self._admin.list_topics(name, timeout=DEADLINE_S).topics[name]
+        return int(topic.partitions[partition].leader)
+
+
+class ForeignTransaction:
+    """A producer without our code that writes inside a transaction."""
+
+    def __init__(self, url: str) -> None:
+        options: dict[str, Any] = {
+            "bootstrap.servers": url.removeprefix("kafka://"),
+            "transactional.id": uuid.uuid4().hex,
+        }
+        self._producer = Producer(options)
+        self._producer.init_transactions(DEADLINE_S)
+
+    def write(self, topic: Topic, *values: bytes) -> None:
+        self._producer.begin_transaction()
+        for value in values:
+            self._producer.produce(topic.name, value, b"foreign", 0)
+        self._producer.flush(DEADLINE_S)
+
+    def commit(self) -> None:
+        self._producer.commit_transaction(DEADLINE_S)
+
+    def abort(self) -> None:
+        self._producer.abort_transaction(DEADLINE_S)
