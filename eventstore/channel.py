@@ -20,6 +20,7 @@ from eventstore.fold import GENERATION_NOTE
 from eventstore.follow import Follower, FollowProgress, quarantined, repairs_of
 from eventstore.log.base import Append, Log, Topic
 from eventstore.receipts import Receipt
+from eventstore.testing import fault_point
 from eventstore.view.opening import OpenView, open_in_memory, open_on_disk
 from eventstore.view.reader import HistoryRow
 from eventstore.view.writer import INSTANCE_BYTES_MAX
@@ -71,7 +72,9 @@ class Channel:
         appends: list[Append] = []
         for instance, event in events:
             key = instance_key(instance)
+            fault_point("event.encode.before")
             value = codec.encode_event(event)
+            fault_point("event.encode.after")
             if len(value) > limit:
                 raise EventTooLarge(len(value), limit)
             receipt = Receipt(self, instance)

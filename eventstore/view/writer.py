@@ -486,6 +486,7 @@ class ViewWriter:
                     instance.generation = generation
                     assert value is not None  # or it would have no place
                     outcome = self._fold(instance, event, partition, offset, time_ms, value)
+                    fault_point("view.batch.inside")
                     if outcome.generation is not None and instance.name.startswith(SYSTEM_PREFIX):
                         generation = outcome.generation
             last = record
