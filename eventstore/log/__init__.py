@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import urllib.parse
 
 from eventstore.config import Config
@@ -39,6 +38,7 @@ def open_log(url: str, config: Config) -> Log:
 
         return MemoryLog(url, config)
     if scheme == "kafka":
-        log: Log = importlib.import_module("eventstore.log.kafka").KafkaLog(url, config)
-        return log
+        from eventstore.log.kafka import KafkaLog
+
+        return KafkaLog(url, config)
     raise ConfigError(f"{url!r}: unknown scheme {scheme!r}; use a path, sqlite, kafka or memory")
