@@ -218,18 +218,36 @@ class State(Mapping[str, Any]):
             return ABSENT
         operations = () if self._diff is _NO_DIFF else self._diff.on(name)
         if operations:
-            value = self._source.json(name)
-            try:
-                for operation in operations:
-                    value = apply_operation(value, operation)
-            except Misfit as misfit:
-                raise InvalidDiff(str(misfit)) from None
+            value = self._json(name, operations)
             if value is not ABSENT:
                 value = values.from_json(value)
         else:
             value = self._source.value(name)
         self._memo[name] = value
         return value
+
+    def _json(self, name: str, operations: Iterable[list[Any]]) -> Any:
+        value = self._source.json(name)
+        try:
+            for operation in operations:
+                value = apply_operation(value, operation)
+        except Misfit as misfit:
+            raise InvalidDiff(str(misfit)) from None
+        return value
+
+    def to_json(self, *names: str) -> dict[str, Any]:
+        """Return the fields, all or the named ones, as the tagged JSON that is stored.
+
+        For tools that show or copy a state: no Python value is built, so that classes need not
+        be loaded, and nothing is observed. Names of absent fields are left out.
+        """
+        shown = {}
+        for name in names or self._names():
+            if self._keys is None or name in self._keys:
+                value = self._json(name, self._diff.on(name))
+                if value is not ABSENT:
+                    shown[name] = value
+        return shown
 
     # --- changing -------------------------------------------------------------------------------
 

@@ -1,0 +1,375 @@
+"""The command line as a shell sees it: answers, exit codes, and errors without a traceback.
+
+Most tests run the command in this process (click's CliRunner); those about pipes and signals start
+a real one. Each uses a folder of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from eventstore import Diff, EventStore
+from eventstore.cli import eventstore
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `eventstore ...` on the folder, in this process."""
+    monkeypatch.setenv("EVENTSTORE_URL", str(folder))
+
+    def run(*arguments: str, input: str | bytes | None = None) -> Result:
+        return CliRunner().invoke(eventstore, arguments, input=input)
+
+    return run
+
+
+def answers(result: Result) -> list[Any]:
+    """The lines of a JSON answer."""
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def answer(result: Result) -> Any:
+    (line,) = answers(result)
+    return line
+
+
+def test_what_was_appended_can_be_read(run: Run) -> None:
+    run("append", "orders", "o-1", 'status="new"', "items=[]")
+    written = answer(
+        run("append", "orders", "o-1", "--append", 'items="book"', "--increment", "total=12")
+    )
+
+    read = answer(run("get", "orders", "o-1"))
+
+    assert written["verdict"] == "accepted"
+    assert read["state"] == {"status": "new", "items": ["book"], "total": 12}
+    assert (read["version"], read["position"]) == (2, written["position"])
+
+
+def test_operations_apply_in_the_order_in_which_they_are_written(run: Run) -> None:
+    run(
+        "append", "a", "i", "--append", "n=1", "--delete", "n", "--append", "n=2",
+        "--append", "n=3", "--remove", "n=0", "--insert", "n=0,9",
+    )  # fmt: skip
+
+    assert answer(run("get", "a", "i", "n")) == [9, 3]
+
+
+def test_a_position_can_be_waited_for(run: Run) -> None:
+    token = answer(run("append", "a", "i", "x=1", "--no-verdict"))["position"]
+
+    assert answer(run("get", "a", "i", "x", "--after", token)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("f", {"key": [{"x": 1}, 2]}),
+        ("f.key.0.x", 1),
+        ('["f","key",1]', 2),
+        ("t.1", "b"),
+        ("src/main.py", "dotted"),
+        ("d.7", "seven"),
+    ],
+)
+def test_a_path_leads_into_a_value(run: Run, folder: Path, path: str, value: object) -> None:
+    with EventStore(folder) as store:
+        fields = {
+            "f": {"key": [{"x": 1}, 2]}, "t": ("a", "b"), "src/main.py": "dotted",
+            "d": {7: "seven"},
+        }  # fmt: skip
+        store.app("a").append("i", fields)
+
+    assert answer(run("get", "a", "i", path)) == value
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [("0", None), ("1", 1), ("HEAD", 3), ("HEAD~1", 2), ("2100-01-01T00:00Z", 3)]
+)
+def test_a_moment_is_a_version_or_a_place_before_the_newest_or_a_time(
+    run: Run, at: str, value: int | None
+) -> None:
+    for number in (1, 2, 3):
+        run("append", "a", "i", f"x={number}")
+
+    assert answer(run("get", "a", "i", "--at", at))["state"].get("x") == value
+
+
+def test_a_moment_is_a_position_or_when_something_occurred(run: Run) -> None:
+    first = answer(run("append", "a", "i", "x=1", "--occurred-at", "2020-01-01T00:00:00Z"))
+    run("append", "a", "i", "x=2", "--occurred-at", "2021-01-01T00:00:00Z")
+
+    assert answer(run("get", "a", "i", "x", "--at", first["position"])) == 1
+    assert answer(run("get", "a", "i", "x", "--at", "occurred:2020-06-01T00:00:00+02:00")) == 1
+
+
+def test_what_is_not_there_exits_with_3(run: Run) -> None:
+    run("append", "orders", "o-1", "x=1")
+
+    for arguments in (
+        ("get", "orders", "nobody"),
+        ("get", "orders", "o-1", "no.such.path"),
+        ("get", "orders", "o-1", "--at", "7"),
+        ("get", "nothing", "o-1"),
+        ("history", "orders", "nobody"),
+        ("instances", "nothing"),
+        ("pending", "nothing"),
+        ("tail", "nothing"),
+        ("reset", "orders", "nobody", "--yes"),
+        ("fork", "orders", "nobody", "o-2"),
+    ):
+        result = run(*arguments)
+
+        assert result.exit_code == 3, (arguments, result.output)
+        assert result.stdout == ""
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_a_conflict_exits_with_4_and_says_who_came_first(run: Run) -> None:
+    run("append", "a", "i", "x=1")
+
+    result = run("append", "a", "i", "x=2", "--expected-version", "0")
+
+    assert result.exit_code == 4
+    assert json.loads(result.stdout)["winner"] == 0
+    assert "had no effect" in result.stderr
+
+
+def test_operations_that_do_not_fit_exit_with_1_and_change_nothing(run: Run) -> None:
+    run("append", "a", "i", 'x="text"')
+
+    result = run("append", "a", "i", "y=1", "--increment", "x")
+
+    assert result.exit_code == 1
+    assert "it is text, not a number" in result.stderr
+    assert answer(run("get", "a", "i"))["state"] == {"x": "text"}
+
+
+def test_the_same_key_takes_effect_once(run: Run) -> None:
+    for _ in range(2):
+        result = run("append", "a", "i", "--increment", "x", "--key", "k")
+
+        assert result.exit_code == 0
+
+    assert answer(result)["verdict"] == "duplicate"
+    assert answer(run("get", "a", "i", "x")) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("status=paid",),
+        ("x",),
+        ("x=",),
+        ("x=1", "--delete", "y=1"),
+        ("--insert", "x=1"),
+        (".a=1",),
+        ("--ops", "{"),
+        ("--ops", "7"),
+        ("x=1", "--meta", "[1]"),
+        ("x=1", "--no-such-option"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_writes_nothing(
+    run: Run, folder: Path, arguments: tuple[str, ...]
+) -> None:
+    result = run("append", "a", "i", *arguments)
+
+    assert result.exit_code == 2, result.output
+    assert "Error: " in result.stderr
+    assert not folder.exists()
+
+
+def test_numbers_keep_all_their_digits(run: Run) -> None:
+    run("append", "a", "i", "small=9223372036854775807", "large=9223372036854775808")
+
+    state = answer(run("get", "a", "i"))["state"]
+
+    assert state == {"small": 2**63 - 1, "large": {"$int": "9223372036854775808"}}
+
+
+def test_a_value_that_nobody_could_read_back_is_refused(run: Run, folder: Path) -> None:
+    result = run("append", "a", "i", 'x={"$decimal":"many"}')
+
+    assert result.exit_code == 1
+    assert "$decimal" in result.stderr
+    assert not folder.exists()
+
+
+def test_values_of_classes_that_are_not_loaded_are_shown(run: Run) -> None:
+    model = {"$dataclass": ["nowhere.to.be:Found", {"x": [1, 2]}]}
+    run("append", "a", "i", f"model={json.dumps(model)}")
+
+    assert answer(run("get", "a", "i"))["state"] == {"model": model}
+    assert answer(run("get", "a", "i", "model.x.1")) == 2
+    assert answer(run("history", "a", "i", "--states"))["state"] == {"model": model}
+
+
+def test_history_has_verdicts_and_states(run: Run) -> None:
+    run("append", "a", "i", "x=1", "--name", "begin", "--actor", "ann", "--meta", '{"n":1}')
+    run("append", "a", "i", "x=2", "--expected-version", "0")
+    run("append", "a", "i", "x=3")
+
+    entries = answers(run("history", "a", "i", "--states"))
+
+    assert [entry["verdict"] for entry in entries] == ["accepted", "conflict", "accepted"]
+    assert [entry["state"]["x"] for entry in entries] == [1, 1, 3]
+    assert entries[0]["operations"] == [["set", "x", 1]]
+    assert [entries[0][key] for key in ("name", "actor", "meta")] == ["begin", "ann", {"n": 1}]
+    assert entries[0]["time"].endswith("Z")
+
+
+def test_history_can_be_turned_filtered_and_cut(run: Run) -> None:
+    for number in (1, 2, 3):
+        run("append", "a", "i", f"x={number}")
+        run("append", "a", "i", "x=0", "--expected-version", "0")
+
+    def sequences(*options: str) -> list[int]:
+        return [entry["sequence"] for entry in answers(run("history", "a", "i", *options))]
+
+    assert sequences("--reverse") == [5, 4, 3, 2, 1, 0]
+    assert sequences("--verdict", "conflict") == [1, 3, 5]
+    assert sequences("--verdict", "accepted", "--reverse", "--limit", "2") == [4, 2]
+
+
+def test_apps_and_instances_are_listed(run: Run) -> None:
+    for app, instance in (("b", "i"), ("a", "two"), ("a", "one"), ("a", "three")):
+        run("append", app, instance, "x=1")
+
+    assert answers(run("apps")) == [{"app": "a"}, {"app": "b"}]
+    names = [line["instance"] for line in answers(run("instances", "a"))]
+    assert names == ["one", "three", "two"]
+    assert answers(run("instances", "a", "--prefix", "t", "--limit", "1")) == [
+        {"instance": "three"}
+    ]
+
+
+def test_tail_goes_on_where_it_stopped(run: Run) -> None:
+    for number in range(4):
+        run("append", "a", f"i-{number}", "x=1")
+
+    first = answers(run("tail", "a", "--limit", "3"))
+    rest = answers(run("tail", "a", "--from", first[-1]["resume"]))
+
+    assert [entry["instance"] for entry in first + rest] == ["i-0", "i-1", "i-2", "i-3"]
+
+
+def test_pending_requests_are_listed(run: Run, folder: Path) -> None:
+    with EventStore(folder) as store:
+        store.app("a").request("i", "summarize", {"n": 1}, lane="slow")
+        store.app("a").request("j", "other")
+
+    assert [row["name"] for row in answers(run("pending", "a"))] == ["summarize", "other"]
+    row = answer(run("pending", "a", "i"))
+    assert (row["instance"], row["sequence"], row["lane"]) == ("i", 0, "slow")
+
+
+def test_a_fork_begins_with_the_past_of_another(run: Run) -> None:
+    run("append", "a", "i", "x=1")
+    run("append", "a", "i", "x=2")
+
+    forked = answer(run("fork", "a", "i", "j", "--at", "1"))
+
+    assert forked["version"] == 1
+    assert answer(run("get", "a", "j"))["state"] == {"x": 1}
+    assert run("fork", "a", "i", "j").exit_code == 4
+
+
+def test_a_reset_asks_or_is_told(run: Run) -> None:
+    run("append", "a", "i", "x=1")
+
+    unasked = run("reset", "a", "i")
+    told = run("reset", "a", "i", "--yes")
+
+    assert unasked.exit_code == 2
+    assert "--yes" in unasked.stderr
+    assert answer(told)["version"] == 2
+    assert answer(run("get", "a", "i"))["state"] == {}
+    assert answer(run("get", "a", "i", "x", "--at", "1")) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("apps",),
+        ("get", "a", "i"),
+        ("instances", "a"),
+        ("history", "a", "i"),
+        ("tail", "a"),
+        ("pending", "a"),
+        ("fork", "a", "i", "j"),
+        ("reset", "a", "i", "--yes"),
+    ],
+)
+def test_reading_creates_nothing(run: Run, folder: Path, arguments: tuple[str, ...]) -> None:
+    run(*arguments)
+    assert not folder.exists()
+
+    with EventStore(folder) as store:
+        store.app("other").append("i", {"x": 1})
+    run(*arguments)
+    with EventStore(folder) as store:
+        assert store.apps() == ["other"]
+
+
+def test_a_table_shows_what_people_look_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    run("append", "a", "i", f'long="{"x" * 500}"', "n=7")
+
+    state = run("get", "a", "i", "--table").stdout.splitlines()
+    history = run("history", "a", "i", "--table").stdout.splitlines()
+
+    assert state[0] == "a/i  version 1"
+    assert state[-1].split() == ["n", "7"]
+    assert "accepted" in history[-1]
+    assert all(len(line) <= 120 for line in state + history)
+    assert run("get", "a", "i", "long").stdout == f'"{"x" * 500}"\n'
+
+
+def test_names_cannot_command_the_terminal(run: Run, folder: Path) -> None:
+    with EventStore(folder) as store:
+        store.app("a").append("i\x1b[2J\r", Diff().set("f\x1b[31m", "v\x1b[31m"))
+
+    outputs = [
+        run(*command, "--table").stdout
+        for command in (("instances", "a"), ("get", "a", "i\x1b[2J\r"), ("tail", "a"))
+    ]
+
+    assert not any("\x1b" in output or "\r" in output for output in outputs)
+    assert "i\\x1b[2J\\r" in outputs[0]
+
+
+def test_options_of_the_store_may_stand_before_and_behind_the_command(
+    run: Run, tmp_path: Path
+) -> None:
+    other = str(tmp_path / "other")
+    run("--url", other, "append", "a", "i", "x=1", "--namespace", "mine")
+
+    assert answers(run("apps", "--url", other, "--namespace", "mine")) == [{"app": "a"}]
+    assert answers(run("--url", other, "apps")) == []
+
+
+def test_a_log_that_is_none_is_one_message(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+
+    result = run("apps", "--url", str(file))
+
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {file} is a file; the embedded log needs a folder\n"
