@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
+from eventstore.errors import Closed
 from eventstore.events import Entry
 from eventstore.receipts import Receipt
 from eventstore.state import State
@@ -182,4 +183,8 @@ async def _in_thread(
     **options: _P.kwargs,
 ) -> _T:
     call = functools.partial(function, *args, **options)
-    return await asyncio.get_running_loop().run_in_executor(threads, call)
+    try:
+        answer = asyncio.get_running_loop().run_in_executor(threads, call)
+    except RuntimeError:
+        raise Closed("the store is closed") from None  # its threads are gone
+    return await answer

@@ -18,6 +18,7 @@ from eventstore.errors import Closed, ConfigError, EventTooLarge, OutcomeUnknown
 from eventstore.events import SYSTEM_PREFIX, Entry, Event, Kind, Position, Verdict
 from eventstore.fold import GENERATION_NOTE
 from eventstore.follow import Follower, FollowProgress, quarantined, repairs_of
+from eventstore.lifetime import abandon_in_child
 from eventstore.log.base import Append, Log, Topic
 from eventstore.receipts import Receipt
 from eventstore.testing import fault_point
@@ -52,6 +53,7 @@ class Channel:
         self._newest: dict[int, Receipt] = {}
         self._failed: list[Receipt] = []
         self._closed = False
+        abandon_in_child(self)
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ class Channel:
         """Raise what keeps a call from being made: Closed, or an earlier write that failed."""
         self.raise_unasked()
         if self._closed:
-            raise Closed(f"app {self.name}: the store is closed")
+            raise Closed(f"app {self.name}: the store is closed, or this is a child of os.fork()")
 
     def raise_unasked(self) -> None:
         """Raise the error of an earlier write that nobody has asked about; once."""
@@ -360,6 +362,11 @@ class Channel:
             if self.log.partition_of(key, topic) == partition:
                 return key
             number += 1
+
+    def abandon(self) -> None:
+        """Refuse everything in a forked child: what its view has would never change again."""
+        self._closed = True
+        self._failed.clear()
 
     def close(self) -> None:
         """Let go of the view. The log is the store's to close."""

@@ -318,6 +318,10 @@ def _guard(rows: Rows, event: Event) -> Outcome | None:
     guard = event.guard
     if guard is None:
         return None
+    if guard.base > rows.version:
+        # A prediction: nobody has read a version that is yet to come.
+        reason = f"version {guard.base} has not been, this is {rows.version}"
+        return _conflict(rows, event, reason, None, "*" if "*" in guard.fields else "")
     for name in guard.fields:
         version = _changed_at(rows, guard, name)
         if version > guard.base:

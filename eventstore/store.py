@@ -42,11 +42,11 @@ from eventstore.follow import Follower, FollowProgress
 from eventstore.history.at import At, epoch_us, version_at
 from eventstore.history.fork import fork_bodies
 from eventstore.history.tail import tail_entries
-from eventstore.lifetime import close_at_exit
+from eventstore.lifetime import abandon_in_child, close_at_exit
 from eventstore.log import open_log
 from eventstore.receipts import Receipt
 from eventstore.state import State
-from eventstore.view.reader import Head, PendingRow, RefusedRow, Snapshot
+from eventstore.view.reader import Head, PendingRow, RefusedRow, Snapshot, ViewReader
 
 if TYPE_CHECKING:
     from eventstore.aio import AsyncEventStore
@@ -104,6 +104,7 @@ class EventStore:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
+        abandon_in_child(self)
         # What is queued becomes durable, and views stay warm, also when nobody closes the store.
         close_at_exit(self)
 
@@ -131,8 +132,7 @@ class EventStore:
             ConfigError: the name has other characters, or the type is of another kind.
             Closed: the store is closed.
         """
-        if self._closed:
-            raise Closed("the store is closed")
+        self._refuse_when_closed()
         if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
             raise ConfigError(
                 f"app {name!r}: a name has 1 to 120 letters, digits, '-' and '_', because it"
@@ -153,8 +153,7 @@ class EventStore:
 
     def apps(self) -> list[str]:
         """Return the names of the apps that have events, sorted."""
-        if self._closed:
-            raise Closed("the store is closed")
+        self._refuse_when_closed()
         prefix = f"{self.config.namespace}."
         return sorted(topic.removeprefix(prefix) for topic in self.log.topics())
 
@@ -164,7 +163,9 @@ class EventStore:
         Raises:
             LogUnavailable: a write failed that nobody asked about, or not all are durable
                 within `timeout_s`.
+            Closed: the store is closed.
         """
+        self._refuse_when_closed()
         self.log.flush(timeout_s)
         for channel in list(self._channels.values()):
             channel.raise_unasked()
@@ -202,6 +203,14 @@ class EventStore:
                 self._threads.shutdown(wait=False)
         for channel in self._channels.values():
             channel.raise_unasked()
+
+    def abandon(self) -> None:
+        """Refuse everything in a child of os.fork(), `close` excepted, which does nothing there."""
+        self._closed = True
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise Closed("the store is closed, or this is a child of os.fork()")
 
     def __enter__(self) -> Self:
         return self
@@ -591,14 +600,13 @@ class App:
         return head is not None and _exists(head)
 
     def instances(self, prefix: str = "") -> Iterator[str]:
-        """Yield the names of the instances that begin with `prefix`, in byte order. Lazily."""
+        """Yield the names of the instances that begin with `prefix`, in byte order. Lazily.
+
+        Raises:
+            As for `get`; by the call itself, not by the first step.
+        """
         follower = self._channel.reading(None)
-        if follower is None:
-            return
-        for name in follower.reader.instances(prefix):
-            head = follower.reader.head(name)
-            if head is not None and _exists(head):
-                yield name
+        return iter(()) if follower is None else _existing(follower.reader, prefix)
 
     def history(
         self,
@@ -618,8 +626,11 @@ class App:
 
         Raises:
             InstanceNotFound: no event of such an instance was folded; raised by the call itself.
+            ConfigError: a sequence below 0.
             As for `get`.
         """
+        if start < 0 or (end is not None and end < 0):
+            raise ConfigError(f"history from {start} to {end}: the first sequence is 0")
         follower = self._channel.reading(instance)
         head = None if follower is None else follower.reader.head(instance)
         if follower is None or head is None:
@@ -649,12 +660,13 @@ class App:
     def _outcomes(self, instance: str | None, kind: Kind) -> Iterator[Entry]:
         follower = self._channel.reading(instance)
         if follower is None:
-            return
+            return iter(())
         head = None if instance is None else follower.reader.head(instance)
         if instance is not None and head is None:
-            return
-        for name, row in follower.reader.outcomes(head, kind):
-            yield as_entry(name, row, follower.topic.identity)
+            return iter(())
+        identity = follower.topic.identity
+        rows = follower.reader.outcomes(head, kind)
+        return (as_entry(name, row, identity) for name, row in rows)
 
     def refused(self) -> Iterator[RefusedRow]:
         """Yield the records that took no place: foreign, misplaced, unreadable, quarantined."""
@@ -671,12 +683,16 @@ class App:
         """Yield the app's events with their verdicts as the log takes them, partition by partition.
 
         Args:
-            start: "now", "beginning", or a position or token: what comes after it.
+            start: "now" (the moment of this call), "beginning", or a position or token: what
+                comes after it.
             follow: wait for more at the end; else stop there.
             timeout_s: stop after so long without news.
 
+        An app without events has no tail yet: with `follow` it waits for one.
+
         Raises:
-            As for `get`. An app without events has no tail yet: with `follow` it waits for it.
+            ConfigError: `start` is none of these, or a position of another log.
+            As for `get`; what can be seen at once by the call itself, not by the first step.
         """
         return tail_entries(self._channel, start, follow=follow, timeout_s=timeout_s)
 
@@ -781,6 +797,13 @@ class App:
     def __repr__(self) -> str:
         typed = f" of {self._type.name}" if self._type is not None else ""
         return f"<App {self.name!r}{typed}>"
+
+
+def _existing(reader: ViewReader, prefix: str) -> Iterator[str]:
+    for name in reader.instances(prefix):
+        head = reader.head(name)
+        if head is not None and _exists(head):
+            yield name
 
 
 def _exists(head: Head) -> bool:

@@ -26,18 +26,33 @@ def tail_entries(
     follow: bool,
     timeout_s: float | None,
 ) -> Iterator[Entry]:
-    """Yield entries from a start on; see App.tail."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    """Return entries from a start on, which is looked up now; see App.tail."""
     follower = channel.reading(None)
-    if follower is None:
-        if isinstance(start, Position):
-            raise ConfigError(f"app {channel.name} has no events, so {start} cannot be of it")
-        # Whatever comes first came after the call.
-        follower = _first_event(channel, deadline) if follow else None
-        start = "beginning"
-        if follower is None:
-            return
-    offsets = _offsets(channel, follower, start)
+    if follower is not None:
+        offsets = _offsets(channel, follower, start)
+        return _entries(channel, follower, offsets, follow=follow, timeout_s=timeout_s)
+    if start not in ("now", "beginning"):
+        raise ConfigError(f"app {channel.name} has no events, so start={start} is no place in it")
+    return _from_first(channel, timeout_s) if follow else iter(())
+
+
+def _from_first(channel: Channel, timeout_s: float | None) -> Iterator[Entry]:
+    follower = _first_event(channel, timeout_s)
+    if follower is not None:
+        # Whatever came first came after the call.
+        offsets = _offsets(channel, follower, "beginning")
+        yield from _entries(channel, follower, offsets, follow=True, timeout_s=timeout_s)
+
+
+def _entries(
+    channel: Channel,
+    follower: Follower,
+    offsets: dict[int, int],
+    *,
+    follow: bool,
+    timeout_s: float | None,
+) -> Iterator[Entry]:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         found = False
         for partition in offsets:
@@ -67,7 +82,8 @@ def tail_entries(
             channel.log.wait(follower.topic, offsets, max(0.0, left))
 
 
-def _first_event(channel: Channel, deadline: float | None) -> Follower | None:
+def _first_event(channel: Channel, timeout_s: float | None) -> Follower | None:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         follower = channel.reading(None)
         if follower is not None or (deadline is not None and time.monotonic() >= deadline):
@@ -85,7 +101,10 @@ def _offsets(
     firsts = {partition: channel.log.offset_first(topic, partition) for partition in partitions}
     if start == "beginning":
         return firsts
-    position = Position.parse(start) if isinstance(start, str) else start
+    try:
+        position = Position.parse(start) if isinstance(start, str) else start
+    except ConfigError as error:
+        raise ConfigError(f"start={start!r} is not now, beginning or a position: {error}") from None
     if position.identity != topic.identity:
         raise ConfigError(f"the position {position} is one of another log than {topic.identity}")
     return {p: max(first, position.get(p, -1) + 1) for p, first in firsts.items()}

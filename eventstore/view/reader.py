@@ -123,7 +123,10 @@ class ViewReader:
 
     def instances(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of all instances that begin with `prefix`, in byte order."""
-        start = b"n" + prefix.encode()
+        try:
+            start = b"n" + prefix.encode()
+        except UnicodeEncodeError:
+            return  # no name can begin so
         for key, _ in self._table.scan(start, keys.prefix_end(start)):
             name = key[1:].decode()
             if not name.startswith(SYSTEM_PREFIX):
