@@ -6,6 +6,7 @@ from `client_options` and translate with `reason`; nothing of the client is seen
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -33,6 +34,10 @@ client_log.addFilter(lambda record: "CONFWARN" not in record.getMessage())
 
 #: Between two tries of a question that the cluster could not answer yet.
 RETRY_PAUSE_S = 0.1
+
+#: How long one try of a question may take. A client asks the broker that it takes for the
+#: controller, and goes on asking it when that broker is gone, until it looks at the cluster again.
+TRY_S = 3.0
 
 #: Answers that mean "not yet": a leader is being chosen, or a broker has not heard of it.
 _NOT_YET = frozenset(
@@ -241,7 +246,7 @@ class Cluster:
         """
         deadline = time.monotonic() + self._timeout_s
         while True:
-            left_s = max(0.1, deadline - time.monotonic())
+            left_s = min(TRY_S, max(0.1, deadline - time.monotonic()))
             try:
                 return question(left_s)
             except KafkaException as error:
@@ -259,6 +264,8 @@ class Cluster:
                     f"{self._address.url} was asked {what} for {self._timeout_s:g} s: {text}"
                 ) from cause
             time.sleep(RETRY_PAUSE_S)
+            with contextlib.suppress(KafkaException):
+                self.admin.list_topics(timeout=min(TRY_S, max(0.1, deadline - time.monotonic())))
 
 
 def is_unknown_topic(code: int) -> bool:

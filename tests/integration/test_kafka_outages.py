@@ -1,0 +1,182 @@
+"""Brokers that die, with and without a successor. Goal: nothing acknowledged is lost or reordered,
+and every wait ends when it was promised to end.
+
+Method: each test has brokers of its own and kills them with SIGKILL under load. A writer counts
+what was acknowledged; afterwards everything is read back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from eventstore.config import Config
+from eventstore.errors import LogUnavailable, OutcomeUnknown
+from eventstore.log.base import Append, Topic
+from eventstore.log.kafka import KafkaLog
+from tests.contract.logs import Told, eventually, queue, write
+from tests.integration.kafka import Administrator, made, read_all
+from tools.broker.broker import Cluster
+
+#: A broker needs 3 s to come back, on a busy machine up to 20.
+OUTAGE_S = 40.0
+
+
+@pytest.fixture
+def one_broker(kafka_brokers: type[Cluster]) -> Iterator[Cluster]:
+    with kafka_brokers(1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def three_brokers(kafka_brokers: type[Cluster]) -> Iterator[Cluster]:
+    with kafka_brokers(3) as cluster:
+        yield cluster
+
+
+def opened(cluster: Cluster, namespace: str, **settings: object) -> KafkaLog:
+    values = {"partitions": 2, "append_timeout_s": OUTAGE_S, "read_timeout_s": OUTAGE_S}
+    return KafkaLog(cluster.url, Config.load({}, namespace=namespace, **(values | settings)))
+
+
+class Load:
+    """A thread that appends numbers to both partitions, and remembers what became of each."""
+
+    def __init__(self, log: KafkaLog, topic: Topic) -> None:
+        self.told: list[Told] = []
+        self._log, self._topic = log, topic
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.002):
+            appends = []
+            for _ in range(10):
+                told = Told()
+                number = len(self.told)
+                appends.append(Append(number % 2, b"k", b"%d" % number, told))
+                self.told.append(told)
+            self._log.append(self._topic, appends)
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(told.place is not None for told in list(self.told))
+
+    def goes_on(self) -> bool:
+        """Wait until something appended from now on was acknowledged."""
+        after = len(self.told)
+        return eventually(
+            lambda: any(told.place is not None for told in self.told[after:]), OUTAGE_S
+        )
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._log.flush(OUTAGE_S)
+
+
+def assert_nothing_lost_or_reordered(log: KafkaLog, topic: Topic, load: Load) -> None:
+    for partition in (0, 1):
+        records = read_all(log, topic, partition, 2_000)
+        by_offset = {record.offset: record.value for record in records}
+        for number, told in enumerate(load.told):
+            if told.place is not None and told.place[0] == partition:
+                assert by_offset[told.place[1]] == b"%d" % number, "an acknowledged event is lost"
+        numbers = [int(record.value or b"-1") for record in records]
+        assert numbers == sorted(set(numbers)), "events were repeated or reordered"
+
+
+def test_a_broker_that_is_killed_and_comes_back_loses_and_reorders_nothing(
+    one_broker: Cluster, namespace: str
+) -> None:
+    log = opened(one_broker, namespace)
+    topic = made(log, f"{namespace}.app")
+    load = Load(log, topic)
+    assert load.goes_on()
+
+    one_broker.kill()
+    one_broker.restart()
+
+    assert load.goes_on()
+    load.end()
+    assert all(told.error is None for told in load.told), "the deadline was not reached"
+    assert_nothing_lost_or_reordered(log, topic, load)
+    log.close()
+
+
+@pytest.mark.timeout(240)
+def test_a_leader_that_is_killed_under_load_loses_and_reorders_nothing(
+    three_brokers: Cluster, namespace: str
+) -> None:
+    log = opened(three_brokers, namespace)
+    topic = made(log, f"{namespace}.app")
+    administrator = Administrator(three_brokers.url)
+    assert administrator.settings(topic.name)["min.insync.replicas"] == "2"
+    load = Load(log, topic)
+    reader = opened(three_brokers, namespace)
+    assert load.goes_on()
+    assert reader.wait(topic, {0: 0}, OUTAGE_S)
+    epoch = reader.read(topic, 0, 0, records_max=1, bytes_max=1).epoch
+
+    three_brokers.kill(administrator.leader(topic.name, 0))
+
+    assert load.goes_on()
+    load.end()
+    assert_nothing_lost_or_reordered(log, topic, load)
+    last = log.offset_end(topic, 0) - 1
+    assert reader.read(topic, 0, last, records_max=1, bytes_max=1).epoch > epoch
+    reader.close()
+    log.close()
+
+
+def test_a_broker_that_stays_away_ends_every_wait_at_its_deadline(
+    one_broker: Cluster, namespace: str
+) -> None:
+    log = opened(one_broker, namespace, append_timeout_s=2.0, read_timeout_s=2.0)
+    topic = made(log, f"{namespace}.app")
+    write(log, topic, (b"o-1", b"there"))
+    one_broker.kill()
+    began = time.monotonic()
+
+    told = queue(log, topic, (b"o-1", b"one"), (b"o-1", b"two"))
+    assert all(each.wait() for each in told)
+
+    assert [type(each.error) for each in told] == [OutcomeUnknown, OutcomeUnknown]
+    assert "idempotency key" in str(told[0].error)
+    ask: list[Callable[[], object]] = [
+        lambda: log.offset_end(topic, 0),
+        lambda: log.topic(f"{namespace}.other", create=True),
+        lambda: log.topics(),
+    ]
+    for question in ask:
+        with pytest.raises(LogUnavailable, match=r"kafka://127\.0\.0\.1:\d+ was asked"):
+            question()
+    log.close()
+    assert time.monotonic() - began < 20.0
+
+
+def test_after_a_deadline_the_next_append_gets_through_when_the_broker_is_back(
+    one_broker: Cluster, namespace: str
+) -> None:
+    log = opened(one_broker, namespace, append_timeout_s=1.0)
+    topic = made(log, f"{namespace}.app")
+    write(log, topic, (b"o-1", b"before"))
+    one_broker.kill()
+    (lost,) = queue(log, topic, (b"o-1", b"given up"))
+    assert lost.wait()
+    assert isinstance(lost.error, OutcomeUnknown)
+    one_broker.restart()
+
+    def appended() -> bool:
+        (told,) = queue(log, topic, (b"o-1", b"after"))
+        return told.wait() and told.error is None
+
+    assert eventually(appended, OUTAGE_S)
+    values = [r.value for r in read_all(log, topic, log.partition_of(b"o-1", topic))]
+    assert values[0] == b"before"
+    assert values[-1] == b"after"
+    log.close()
