@@ -60,6 +60,12 @@ __all__ = [
 #: The number of these rules. An app records it; other rules would be another number.
 FOLD_NUMBER: Final = 1
 
+#: Longest name, lane, chain and source of an event.
+ID_CHARACTERS_MAX: Final = 1_000
+
+#: Guard, answer, source, request, effect and idempotency key of an event that has none of them.
+_PLAIN: Final = (None,) * 6
+
 #: A value that nobody had to load to fold an event; see Change.
 UNKNOWN: Final = object()
 
@@ -211,15 +217,40 @@ def fold(rows: Rows, event: Event, time_ms: int) -> Outcome:
     if copied is not None and copied.sequence != rows.sequence:
         # A copy that was interrupted and begun again: what is here already takes no place.
         return Outcome(Verdict.DUPLICATE, None, rows.version, "copied already", copied.sequence)
-    kind = event.kind
-    if kind == Kind.DIFF and event.answer is None and event.source is None:
-        # Most events are plain diffs: the same three questions as below, fewer of them asked.
-        refused = None
-        if event.guard is not None or event.idempotency_key is not None:
-            refused = _once(rows, event) or _order(rows, event) or _guard(rows, event)
-        return refused or _diff(rows, event)
+    if event[3:9] == _PLAIN and event.kind == Kind.DIFF:
+        return _diff(rows, event)  # most events: none of the questions below is about them
+    malformed = _malformed(event)
+    if malformed is not None:
+        return _refuse(rows, Verdict.REJECTED, malformed, None)
     refused = _once(rows, event) or _order(rows, event) or _guard(rows, event)
-    return refused or _EFFECTS[kind](rows, event)
+    return refused or _EFFECTS[event.kind](rows, event)
+
+
+def _malformed(event: Event) -> str | None:
+    """Return what no writer of ours would send: rows have no room for it.
+
+    Anybody may produce, and one event that no reader can store would stop them all.
+    """
+    guard, answer, source, effect = event.guard, event.answer, event.source, event.effect
+    lane = "" if event.request is None else event.request.lane
+    chain = "-" if guard is None or guard.chain is None else guard.chain
+    if not chain:
+        return "a chain without a name"
+    identity = "" if source is None else source.id
+    for what, text in (
+        ("name", event.name),
+        ("lane", lane),
+        ("chain", chain),
+        ("source", identity),
+    ):
+        if len(text) > ID_CHARACTERS_MAX:
+            return f"its {what} has {len(text)} characters; at most {ID_CHARACTERS_MAX}"
+    numbers = [0 if answer is None else answer.cause, 0 if effect is None else effect.call_index]
+    if source is not None:
+        numbers += source.number
+    if min(numbers) < 0:
+        return f"a sequence or an index below 0: {min(numbers)}"
+    return None
 
 
 # --- once ----------------------------------------------------------------------------------------

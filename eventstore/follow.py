@@ -89,11 +89,7 @@ class Follower:
     def _use(self, opened: OpenView) -> None:
         self._opened = opened
         self.reader = ViewReader(opened.table)
-        self._writer = ViewWriter(
-            opened.table,
-            lambda key: self._log.partition_of(key, self.topic),
-            hot_bytes_max=self._hot_bytes_max,
-        )
+        self._writer = self._new_writer()
         #: partition -> the first offset that is not folded; read without the lock.
         self.offsets_next = {
             partition: self._writer.progress(partition).offset_next
@@ -106,6 +102,13 @@ class Follower:
                 self.offsets_next[partition] = offset
         self._stopped.clear()
         self._suspect = True
+
+    def _new_writer(self) -> ViewWriter:
+        return ViewWriter(
+            self._opened.table,
+            lambda key: self._log.partition_of(key, self.topic),
+            hot_bytes_max=self._hot_bytes_max,
+        )
 
     # --- starting and ending --------------------------------------------------------------------
 
@@ -250,6 +253,10 @@ class Follower:
         except ViewDamaged:
             # What is in memory may not be in the table: begin again from what the table has.
             self._reopen()
+            raise
+        except BaseException:
+            # Ctrl-C in a reader's thread, say. A batch was half folded, in memory only.
+            self._writer = self._new_writer()
             raise
         self._stopped.pop(partition, None)
         self.offsets_next[partition] = self._writer.progress(partition).offset_next

@@ -38,6 +38,8 @@ __all__ = ["INSTANCE_BYTES_MAX", "Applied", "Progress", "ViewWriter"]
 
 #: Longest instance name. A record with a longer key is foreign.
 INSTANCE_BYTES_MAX: Final = 1_024
+#: How much of a refusal's reason is kept: it may quote names of any length.
+_REASON_CHARACTERS_MAX: Final = 1_000
 #: Instances whose rows stay in memory between batches: about 2 kB each.
 _INSTANCES_MAX: Final = 4_096
 #: Fields of one instance that stay in memory between batches.
@@ -568,19 +570,17 @@ class ViewWriter:
             time_ms = copied.time_ms
         elif times is not None and times.recorded_at_ms is not None:
             time_ms = times.recorded_at_ms
-        if time_ms > instance.time_ms:
-            instance.time_ms = time_ms
-        else:
-            time_ms = instance.time_ms
+        time_ms = max(time_ms, instance.time_ms)
         outcome = fold(instance, event, time_ms)
         if outcome.sequence is None:
             return outcome
+        instance.time_ms = time_ms
         if not instance.dirty:
             instance.dirty = True
             self._dirty.append(instance)
         verdict = outcome.verdict
         answer = event.answer
-        reason = outcome.reason.encode()
+        reason = outcome.reason[:_REASON_CHARACTERS_MAX].encode()
         place = b"h" + instance.iid + U64.pack(outcome.sequence)
         row = (
             keys.HISTORY.pack(

@@ -158,8 +158,8 @@ MUTANTS = [
     ),
     Mutant(
         "once is asked before order and guard",
-        "            refused = _once(rows, event) or _order(rows, event) or _guard(rows, event)",
-        "            refused = _guard(rows, event) or _once(rows, event) or _order(rows, event)",
+        "    refused = _once(rows, event) or _order(rows, event) or _guard(rows, event)",
+        "    refused = _guard(rows, event) or _once(rows, event) or _order(rows, event)",
         TWICE,
     ),
     Mutant(
