@@ -373,3 +373,89 @@ def test_a_log_that_is_none_is_one_message(run: Run, tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert result.stderr == f"Error: {file} is a file; the embedded log needs a folder\n"
+
+
+def lines(*facts: object) -> bytes:
+    return b"".join(json.dumps(fact).encode() + b"\n" for fact in facts)
+
+
+def test_lines_are_imported_with_their_options(run: Run) -> None:
+    imported = answer(
+        run(
+            "import", "a", "-",
+            input=lines(
+                {"instance": "i", "set": {"x": 1, "a.b": 2}, "name": "begin", "meta": {"n": 1}},
+                {"instance": "i", "ops": [["increment", "x", 4]], "actor": "ann"},
+                {"instance": "j", "set": {"x": 1}, "occurred_at": "2020-01-01T00:00:00Z"},
+            ) + b"\n",
+        )
+    )  # fmt: skip
+
+    entries = answers(run("history", "a", "i"))
+    assert imported["written"] == 3
+    assert answer(run("get", "a", "i", "--after", imported["position"]))["state"] == {
+        "x": 5,
+        "a.b": 2,
+    }
+    assert [entries[0]["name"], entries[0]["meta"], entries[1]["actor"]] == [
+        "begin",
+        {"n": 1},
+        "ann",
+    ]
+    assert answer(run("history", "a", "j"))["occurred_at"] == "2020-01-01T00:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff", "not UTF-8"),
+        (b"[1]", "not a JSON object"),
+        (b'{"set": {"x": 1}}', "needs an instance"),
+        (b'{"instance": "i"}', "neither set nor ops"),
+        (b'{"instance": "i", "set": {"x": 1}, "kee": "k"}', "unknown: kee"),
+        (b'{"instance": "i", "ops": [["explode", "x"]]}', "'explode' is unknown"),
+        (b'{"instance": "i", "set": {"x": 1}, "expected_version": "1"}', "a number of 0 or more"),
+        (b'{"instance": "i", "set": {"x": 1}, "occurred_at": "2020-01-01"}', "no time zone"),
+        (b'{"instance": "", "set": {"x": 1}}', "not empty"),
+    ],
+)
+def test_an_import_stops_at_the_first_bad_line_and_says_what_was_written(
+    run: Run, tmp_path: Path, bad: bytes, reason: str
+) -> None:
+    file = tmp_path / "events.ndjson"
+    good = lines({"instance": "good", "ops": [["increment", "x", 1]]})
+    file.write_bytes(good * 2 + bad + b"\n" + good)
+
+    result = run("import", "a", str(file))
+
+    assert result.exit_code == 1
+    assert reason in result.stderr
+    assert "line 3" in result.stderr
+    assert "2 events were written before" in result.stderr
+    assert answer(run("get", "a", "good", "x")) == 2
+
+
+def test_an_import_with_keys_can_be_repeated(run: Run) -> None:
+    events = lines(
+        *(
+            {"instance": "i", "ops": [["increment", "x", 1]], "idempotency_key": str(number)}
+            for number in range(5)
+        )
+    )
+    half = events[: len(events) // 2].rpartition(b"\n")[0]
+
+    for part in (half, events, events):
+        assert run("import", "a", "-", input=part).exit_code == 0
+
+    assert answer(run("get", "a", "i", "x")) == 5
+
+
+def test_lines_that_end_without_a_newline_or_are_longer_than_one_read_are_imported(
+    run: Run,
+) -> None:
+    text = "x" * 600_000
+    imported = run("import", "a", "-", input=lines({"instance": "i", "set": {"t": text}})[:-1])
+
+    assert answer(imported)["written"] == 1
+    assert answer(run("get", "a", "i", "t")) == text
