@@ -10,8 +10,8 @@ Traps of rocksdict 0.3.29 that this file exists for, each with a test:
 - errors are bare `Exception`s with RocksDB's text: `_translate` is the one place that reads it;
 - a database is let go of only when its last iterator is gone;
 - `WriteOptions.disable_wal` is a property, although its type stub says that it is a method;
-- a forked child that ends normally hangs in the destructor, which waits for threads that the
-  child does not have.
+- a forked child that ends normally hangs in the destructor, or crashes in an exit handler: both
+  wait for threads that the child does not have.
 """
 
 from __future__ import annotations
@@ -241,6 +241,7 @@ class RocksTable(Table):
         for cursor in list(self._cursors):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(cursor.iterator))
             cursor.drop()
+        _end_without_exit_handlers()
 
     def _iterator_before(self, end: bytes) -> tuple[RdictIter, ReadOptions]:
         """Return an iterator and its options, which must live as long as it does.
@@ -281,6 +282,19 @@ class RocksTable(Table):
         if translated is error:
             raise error
         raise translated from error
+
+
+def _end_without_exit_handlers() -> None:
+    """Let this forked child end, with its own exit code, before RocksDB's exit handler runs.
+
+    That handler joins RocksDB's threads, which the child does not have, and crashes. What Python
+    has registered and buffered is done by then. Where there is no on_exit (not Linux with glibc)
+    such a child must end by os._exit, as those of multiprocessing do.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):
+        libc.on_exit(libc._exit, None)
+        libc.__cxa_atexit(libc.fflush, None, None)  # the last one registered runs first
 
 
 class _Cursor:
