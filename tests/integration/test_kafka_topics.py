@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -306,7 +307,9 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(log: KafkaLog, namespa
     topic = made(log, f"{namespace}.app")
     write(log, topic, (b"o-1", b"before"))
 
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads is unwise
+        child = os.fork()
     if child == 0:
         try:
             log.append(topic, [])
