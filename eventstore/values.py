@@ -511,6 +511,8 @@ def _other_to_json(value: Any, kind: type, depth: int) -> Any:
     if registered is not None and registered.to_json is not None:
         try:
             payload = registered.to_json(value)
+        except (RecursionError, MemoryError):
+            raise
         except Exception as error:
             raise _Refused(f"its registered to_json raised {type(error).__name__}") from error
         return {"$user": [registered.tag, _to_json(payload, depth - 2)]}
@@ -689,8 +691,8 @@ def _tagged(tag: str, payload: Any, depth: int, keep: bool) -> Any:
         )
     try:
         return reader(payload, depth, keep)
-    except _Refused:
-        raise
+    except (_Refused, RecursionError, MemoryError):
+        raise  # the last two say something about this process, not about the value
     except Exception as error:
         # Also whatever a registered function or a class's own checks raise.
         raise _Refused(f"{tag} is malformed: {type(error).__name__}: {error}") from error

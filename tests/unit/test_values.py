@@ -455,6 +455,19 @@ def test_what_can_be_read_beside_what_is_kept_is_read() -> None:
     assert value == {"a": (7, {"$enum": ["gone:Colour", "RED"]})}
 
 
+def test_a_full_stack_is_not_taken_for_a_malformed_value() -> None:
+    value: Any = 1
+    for _ in range(100):
+        value = (value,)
+    raw = values.encode(value)
+
+    def read_below(calls: int) -> Any:
+        return read_below(calls - 1) if calls else values.decode(raw, unresolved="keep")
+
+    with pytest.raises(RecursionError):
+        read_below(sys.getrecursionlimit() - 200)
+
+
 def test_the_error_of_reading_has_the_path() -> None:
     raw = b'{"a":[0,{"b":{"$dict":[[7,{"$enum":["gone:Colour","RED"]}]]}}]}'
 
