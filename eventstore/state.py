@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+import orjson
+
 from eventstore import values
 from eventstore.diff import ABSENT, Diff, Misfit, Path, Shape, apply_operation, shape_of
 from eventstore.errors import InvalidDiff, UnsupportedValue
@@ -39,26 +41,27 @@ class Source(Protocol):
         """The names of the present fields."""
 
 
-class _Values:
-    """The source of a state made by hand."""
+class _Encoded:
+    """The source of a state made by hand, or carried over from another process."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_fields",)
 
-    def __init__(self, fields: Mapping[str, object]) -> None:
-        self._values = dict(fields)
+    def __init__(self, fields: Mapping[str, bytes]) -> None:
+        self._fields = fields
 
     def value(self, name: str) -> object:
-        return self._values.get(name, ABSENT)
+        raw = self._fields.get(name)
+        return ABSENT if raw is None else values.decode(raw)
 
     def json(self, name: str) -> Any:
-        value = self.value(name)
-        return ABSENT if value is ABSENT else values.to_json(value, (name,))
+        raw = self._fields.get(name)
+        return ABSENT if raw is None else orjson.loads(raw)
 
     def shape(self, name: str) -> int:
         return shape_of(self.json(name))
 
     def names(self) -> Iterable[str]:
-        return self._values
+        return self._fields
 
 
 #: What an operation must find, if the field is there at all.
@@ -76,22 +79,27 @@ class State(Mapping[str, Any]):
     """
 
     __slots__ = (
-        "_build", "_diff", "_keys", "_memo", "_observed", "_source",
+        "_build", "_diff", "_keys", "_memo", "_observed", "_shared", "_source",
         "app", "generation", "instance", "position", "version",
     )  # fmt: skip
 
     def __init__(self, initial_values: Mapping[str, Any] | None = None) -> None:
-        """Make a state by hand.
+        """Make a state by hand; it keeps copies of the values.
 
         Raises:
-            UnsupportedValue: a name that is not text.
+            UnsupportedValue: a value that no store could keep, or a name that is not text.
         """
         fields = {} if initial_values is None else dict(initial_values)
         for name in fields:
             if not isinstance(name, str):
                 raise UnsupportedValue((repr(name),), "the name of a field must be text")
-        self._source: Source = _Values(fields)
+        self._source: Source = _Encoded(
+            {name: values.encode(value, (name,)) for name, value in fields.items()}
+        )
         self._diff = _NO_DIFF
+        #: Values as the source has them, read once for the whole family of states.
+        self._shared: dict[str, Any] = {}
+        #: Values as this state has them.
         self._memo: dict[str, Any] = {}
         self._observed: set[str] = set()
         self._keys: frozenset[str] | None = None
@@ -118,6 +126,7 @@ class State(Mapping[str, Any]):
         state = cls.__new__(cls)
         state._source = source
         state._diff = _NO_DIFF
+        state._shared = {}
         state._memo = {}
         state._observed = set()
         state._keys = None
@@ -130,6 +139,7 @@ class State(Mapping[str, Any]):
         """Return this state after more operations; fields that they do not touch are shared."""
         state = State.__new__(State)
         state._source = self._source
+        state._shared = self._shared
         state._diff = self._diff.then(diff) if len(diff) else self._diff
         touched = diff.fields
         state._memo = {name: value for name, value in self._memo.items() if name not in touched}
@@ -166,7 +176,7 @@ class State(Mapping[str, Any]):
         if not isinstance(name, str):
             return False
         self._observed.add(name)
-        return self._peek(name) is not ABSENT
+        return self._has(name)
 
     def __iter__(self) -> Iterator[str]:
         self._observed.add("*")
@@ -221,10 +231,18 @@ class State(Mapping[str, Any]):
             value = self._json(name, operations)
             if value is not ABSENT:
                 value = values.from_json(value)
+        elif name in self._shared:
+            value = self._shared[name]
         else:
-            value = self._source.value(name)
+            value = self._shared[name] = self._source.value(name)
         self._memo[name] = value
         return value
+
+    def _has(self, name: str) -> bool:
+        """Whether a field is there; a large one is not loaded for that."""
+        if name in self._memo or self._keys is not None or self._diff.on(name):
+            return self._peek(name) is not ABSENT
+        return self._source.shape(name) != Shape.ABSENT
 
     def _json(self, name: str, operations: Iterable[list[Any]]) -> Any:
         value = self._source.json(name)
@@ -307,8 +325,15 @@ class State(Mapping[str, Any]):
         return self._with(Diff(dict(other)))
 
     def apply(self, diff: Diff) -> State:
-        """Return this state after a diff."""
-        return self._with(diff)
+        """Return this state after a diff.
+
+        Raises:
+            InvalidDiff: an operation does not fit the state.
+        """
+        state = self._with(diff)
+        for name in diff.fields:
+            state._peek(name)
+        return state
 
     def subset(self, *names: str, ignore_missing: bool = True) -> State:
         """Return the state with only these fields; its changes are still those of the instance.
@@ -361,14 +386,20 @@ class State(Mapping[str, Any]):
         return f"<State {place}{changes}: {', '.join(shown)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy in another process has no store to read from, so it takes its values along.
-        fields = {name: self._peek(name) for name in self._names()}
+        # A copy in another process has no store to read from, so it takes along all that the
+        # store has, as it is stored. What was observed and changed is what a commit there needs.
+        fields = {name: orjson.dumps(self._source.json(name)) for name in self._source.names()}
         facts = (self.app, self.instance, self.version, self.position, self.generation)
-        return _rebuild, (fields, facts)
+        changes = (self._diff.to_json(), frozenset(self._observed), self._keys)
+        return _rebuild, (fields, facts, changes)
 
 
-def _rebuild(fields: dict[str, Any], facts: tuple[Any, ...]) -> State:
-    state = State(fields)
+def _rebuild(fields: dict[str, bytes], facts: tuple[Any, ...], changes: tuple[Any, ...]) -> State:
+    operations, observed, keys = changes
+    state = State()
+    state._source = _Encoded(fields)
+    state._diff = Diff.from_json(operations)
+    state._observed, state._keys = set(observed), keys
     state.app, state.instance, state.version, state.position, state.generation = facts
     return state
 

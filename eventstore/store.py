@@ -456,7 +456,7 @@ class App:
         """
         diff, base = state.diff, state.version
         if state.version is None:
-            diff = Diff({field: state.peek(field) for field in state._names()})
+            diff = Diff.from_json([["set", field, kept] for field, kept in state.to_json().items()])
             fields: frozenset[str] = frozenset("*")
             base = 0
         else:
