@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Protocol
 
+from eventstore.errors import ReadTimeout
 from eventstore.events import Entry, Position, Verdict
 
 if TYPE_CHECKING:
@@ -91,20 +92,24 @@ class Receipt:
         Raises:
             LogUnavailable: it is not in the log; nothing was written.
             OutcomeUnknown: it may or may not be in the log; retry with the same idempotency key.
-            TimeoutError: `timeout_s` passed; the event is still on its way.
+            ReadTimeout: `timeout_s` passed; the event is still on its way, and ask again.
         """
         self._asked = True
         if not self.done:
-            self.settle(timeout_s)
+            try:
+                self.settle(timeout_s)
+            except BaseException:
+                self._give_up_asking()
+                raise
         return self._settled()
 
     def settle(self, timeout_s: float | None) -> None:
-        """Return when the outcome is known; TimeoutError after `timeout_s`. Asks nothing."""
+        """Return when the outcome is known; ReadTimeout after `timeout_s`. Asks nothing."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self.done:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise TimeoutError(
+                raise ReadTimeout(
                     f"the event for {self._app.name}/{self.instance} is not acknowledged after"
                     f" {timeout_s} s; it is still on its way"
                 )
@@ -127,15 +132,25 @@ class Receipt:
             # Told between the question and the entry in the list: nobody would wake us.
             if self.done and not future.done():
                 future.set_result(None)
-            yield from future.__await__()
+            try:
+                yield from future.__await__()
+            except BaseException:
+                self._give_up_asking()
+                raise
         return self._settled()
+
+    def _give_up_asking(self) -> None:
+        """Whoever asked leaves without an answer: a failure is the next call's to raise again."""
+        self._asked = False
+        if self._error is not None:
+            self._app.unasked(self)
 
     def entry(self, timeout_s: float | None = None) -> Entry:
         """Return the event with its place and verdict, once the view has folded it.
 
         Raises:
-            ReadTimeout: the view did not get there within `timeout_s` (default: the app's
-                `read_timeout_s`); the event is in the log.
+            ReadTimeout: the log or the view did not get there within `timeout_s` (default: the
+                app's `read_timeout_s`).
             LogUnavailable: as for `result`.
         """
         self.result(timeout_s)
