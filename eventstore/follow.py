@@ -33,7 +33,7 @@ logger: Final = logging.getLogger("eventstore.view")
 
 #: Records folded per batch: a crash repeats at most so many, and one that reads while others
 #: catch up waits for at most so many.
-_BATCH_RECORDS_MAX: Final = 1_000
+_BATCH_RECORDS_MAX: Final = 4_000
 _BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 #: How long the thread waits for news before it looks after everything else again.
 _WAIT_S: Final = 1.0
@@ -195,11 +195,14 @@ class Follower:
 
     def catch_up(self, timeout_s: float) -> None:
         """Return when the view has everything that was acknowledged to anyone before the call."""
-        ends = {
-            partition: self._log.offset_end(self.topic, partition) - 1
-            for partition in self.offsets_next
-        }
-        self.wait_for(ends, timeout_s)
+        folded = dict(self.offsets_next)
+        ends = {partition: self._log.offset_end(self.topic, partition) for partition in folded}
+        if any(ends[partition] < folded[partition] for partition in folded):
+            # The log was cut under our feet: what is to be read now may stand at offsets that
+            # were folded from other events.
+            with self._lock:
+                self._verify()
+        self.wait_for({partition: end - 1 for partition, end in ends.items()}, timeout_s)
 
     def generation(self, partition: int) -> int:
         """Return the generation of a partition's log (see fold.py)."""

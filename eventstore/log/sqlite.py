@@ -89,6 +89,7 @@ class SqliteLog(Log):
         self._abandoned = False
         self._known: dict[str, _Known] = {}
         self._readers: deque[apsw.Connection] = deque()
+        self._inode: tuple[int, int] | None = None
         self._news = Nudges(self.folder / "news")
         self._waiting = _Waiting(self._news)
         self._writer = _SqliteWriter(self.folder, self._file, self._news, config)
@@ -182,6 +183,7 @@ class SqliteLog(Log):
             connection = self._file.connect_if_made()
             if connection is None:
                 return False
+            self._inode = self._inode or self._file.inode()
             self._readers.append(connection)
         return True
 
@@ -309,7 +311,11 @@ class SqliteLog(Log):
             connection = self._readers.pop()
         except IndexError:
             connection = self._file.connect()
+            self._inode = self._inode or self._file.inode()
         try:
+            # Whoever reads on in a file that was deleted never hears of what others write.
+            if self._inode != self._file.inode():
+                raise self._file.replaced()
             with self._file.translated("read"):
                 yield connection
         except BaseException:
@@ -466,10 +472,7 @@ class _SqliteWriter:
         # Appending to a file that was deleted would be acknowledged, fsynced, and gone.
         elif self._inode != self._file.inode():
             self._disconnect()
-            raise LogUnavailable(
-                f"{self._file.path} was moved, deleted or replaced while this process had it open;"
-                " nothing was written: open the log again"
-            )
+            raise self._file.replaced()
         return self.connection
 
     def _disconnect(self) -> None:

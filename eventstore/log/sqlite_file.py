@@ -118,6 +118,13 @@ class SqliteFile:
             return 0, 0
         return status.st_dev, status.st_ino
 
+    def replaced(self) -> LogUnavailable:
+        """Return the error for a file that is no longer the one that was opened."""
+        return LogUnavailable(
+            f"{self.path} was moved, deleted or replaced while this process had it open; nothing"
+            " was written: open the log again"
+        )
+
     def connect(self) -> apsw.Connection:
         """Open the log that is there.
 
