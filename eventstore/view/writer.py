@@ -34,7 +34,7 @@ from eventstore.view import keys
 from eventstore.view.base import Table, WriteBatch
 from eventstore.view.keys import U32, U64
 
-__all__ = ["INSTANCE_BYTES_MAX", "Applied", "Progress", "ViewWriter"]
+__all__ = ["INSTANCE_BYTES_MAX", "Progress", "ViewWriter"]
 
 #: Longest instance name. A record with a longer key is foreign.
 INSTANCE_BYTES_MAX: Final = 1_024
@@ -76,16 +76,6 @@ class Progress(NamedTuple):
         if row is None:
             return cls()
         return cls._make((*keys.PROGRESS.unpack_from(row), row[keys.PROGRESS.size :]))
-
-
-class Applied(NamedTuple):
-    """An event that a batch put in its place: what a watcher of the view wants to know."""
-
-    instance: str
-    offset: int
-    sequence: int
-    event: Event
-    outcome: Outcome
 
 
 class _Field:
@@ -404,9 +394,7 @@ def unpack_pending(sequence: int, row: bytes) -> tuple[Pending, int]:
 class ViewWriter:
     """Folds records into a table. One thread at a time; the store's lock sees to that.
 
-    `partition_of` says where an instance belongs; `quarantined` which offsets of a partition an
-    operator took out. `watch` is told of every event that took a place, before the batch is
-    written (it must not act on it before `apply` returns).
+    `partition_of` says where an instance belongs.
     """
 
     def __init__(
@@ -415,12 +403,10 @@ class ViewWriter:
         partition_of: Callable[[bytes], int],
         *,
         hot_bytes_max: int,
-        watch: Callable[[int, Applied], None] | None = None,
     ) -> None:
         self.table = table
         self._partition_of = partition_of
         self._hot_bytes_max = hot_bytes_max
-        self._watch = watch
         self._instances: OrderedDict[str, _Instance] = OrderedDict()
         self._dirty: list[_Instance] = []
         #: Fields whose large value is in memory, the least recently used first, and their bytes.
@@ -605,8 +591,6 @@ class ViewWriter:
                     field.hot = UNKNOWN  # it may be half changed; the rows still have it whole
             instance.lent.clear()
         self._keep(instance, event, outcome, time_ms)
-        if self._watch is not None:
-            self._watch(partition, Applied(instance.name, offset, outcome.sequence, event, outcome))
         return outcome
 
     def _keep(self, instance: _Instance, event: Event, outcome: Outcome, time_ms: int) -> None:
