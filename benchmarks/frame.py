@@ -1,7 +1,8 @@
 """How things are measured: rounds in turns, medians, ratios, verdicts. What is measured: works.py.
 
-The two sides of a comparison run in turns, round after round, so that a machine that is slow for
-a while is slow for both; a ratio is taken within each round, and the median of those counts.
+The two sides of a comparison run in turns, so that a machine that is slow for a while is slow for
+both: round after round, and where a side is quick, slice after slice within a round. A ratio is
+taken within each round, and the median of the rounds counts.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Work(NamedTuple):
     prepare: Callable[[], AbstractContextManager[Sides]]
     #: Fewer rounds for what takes a minute each and hardly varies.
     rounds_max: int = 5
+    #: How many times the sides take turns within a round.
+    slices: int = 1
 
 
 class Outcome(NamedTuple):
@@ -72,14 +75,23 @@ def measure(work: Work, rounds: int) -> Outcome:
     """Run a work's sides in turns; the side that begins alternates, for what the first warms up."""
     ours: list[float] = []
     against: list[float] = []
+    # Slices do equal amounts of work: their rates have a harmonic mean, their times a plain one.
+    mean = statistics.harmonic_mean if work.bound == "≥" else statistics.fmean
     with work.prepare() as sides:
-        for number in range(min(rounds, work.rounds_max)):
-            turns = [(sides.ours, ours)]
-            if sides.against is not None:
-                turns.append((sides.against, against))
-            for side, numbers in turns if number % 2 == 0 else reversed(turns):
-                gc.collect()  # garbage of the other side is not this side's work
-                numbers.append(side())
+        for round_number in range(min(rounds, work.rounds_max)):
+            ours_slices: list[float] = []
+            against_slices: list[float] = []
+            for slice_number in range(work.slices):
+                begins_ours = (round_number + slice_number) % 2 == 0
+                turns = [(sides.ours, ours_slices)]
+                if sides.against is not None:
+                    turns.append((sides.against, against_slices))
+                for side, numbers in turns if begins_ours else reversed(turns):
+                    gc.collect()  # garbage of the other side is not this side's work
+                    numbers.append(side())
+            ours.append(mean(ours_slices))
+            if against_slices:
+                against.append(mean(against_slices))
     return Outcome(work, ours, against)
 
 

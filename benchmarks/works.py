@@ -136,7 +136,7 @@ def append_from_threads(app: App, count: int, threads: int = 32) -> float:
 
 @contextmanager
 def one_at_a_time(place: Place) -> Iterator[Sides]:
-    count = place.count(2_000)
+    count = place.count(500)
     rows = [row_of(number) for number in range(count)]
     with place.store() as store, place.new_folder() as folder, RawSqlite(folder) as raw:
         app = store.app("one")
@@ -149,7 +149,7 @@ def one_at_a_time(place: Place) -> Iterator[Sides]:
 
 @contextmanager
 def from_threads(place: Place) -> Iterator[Sides]:
-    count = place.count(6_400, at_least=320)
+    count = place.count(1_600, at_least=320)
     rows = [row_of(number) for number in range(count)]
     with place.store() as store, place.new_folder() as folder, RawSqlite(folder) as raw:
         app = store.app("threads")
@@ -162,7 +162,7 @@ def from_threads(place: Place) -> Iterator[Sides]:
 
 @contextmanager
 def pipelined(place: Place) -> Iterator[Sides]:
-    count = place.count(20_000)
+    count = place.count(5_000)
     rows = [row_of(number) for number in range(count)]
     with place.store() as store, place.new_folder() as folder, RawSqlite(folder) as raw:
         app = store.app("pipelined")
@@ -175,7 +175,7 @@ def pipelined(place: Place) -> Iterator[Sides]:
 
 @contextmanager
 def batches(place: Place) -> Iterator[Sides]:
-    count = place.count(20_000)
+    count = place.count(5_000)
     rows = [row_of(number) for number in range(count)]
     with place.store() as store, place.new_folder() as folder, RawSqlite(folder) as raw:
         app = store.app("batches")
@@ -188,7 +188,7 @@ def batches(place: Place) -> Iterator[Sides]:
 
 @contextmanager
 def batches_against_eventsourcing(place: Place) -> Iterator[Sides]:
-    count = place.count(10_000)
+    count = place.count(2_000)
     with place.store() as store, place.new_folder() as folder, EventSourcing(folder) as theirs:
         app = store.app("batches")
         append_one_by_one(app, 0, 10)
@@ -201,7 +201,7 @@ def batches_against_eventsourcing(place: Place) -> Iterator[Sides]:
 @contextmanager
 def kafka_pipelined(place: Place) -> Iterator[Sides]:
     assert place.kafka_address is not None
-    count = place.count(50_000)
+    count = place.count(20_000)
     rows = [row_of(number) for number in range(count)]
     with place.kafka_store() as store, RawKafka(place.kafka_address) as raw:
         app = store.app("pipelined")
@@ -387,7 +387,7 @@ def random_version(place: Place, versions: int) -> Iterator[Sides]:
         def read() -> object:
             return app.get("o-1", at=chance.randint(1, versions)).get_all()
 
-        yield Sides(lambda: microseconds(place.count(5_000), read))
+        yield Sides(lambda: microseconds(place.count(2_000), read))
 
 
 @contextmanager
@@ -504,7 +504,7 @@ def cold_chat(place: Place) -> Iterator[Sides]:
 @contextmanager
 def many_fields(place: Place) -> Iterator[Sides]:
     """One diff on a large instance, appended and folded, against one on a small instance."""
-    fields, count = place.count(100_000, at_least=1_000), place.count(5_000)
+    fields, count = place.count(100_000, at_least=1_000), place.count(2_000)
     chance = random.Random(1)
     with place.store() as store:
         app = store.app("fields")
@@ -593,22 +593,23 @@ def works(place: Place) -> Iterator[Work]:
         goal: float,
         prepare: Callable[[Place], AbstractContextManager[Sides]],
         rounds_max: int = 5,
+        slices: int = 1,
     ) -> Work:
-        return Work(title, unit, bound, must, goal, partial(prepare, place), rounds_max)
+        return Work(title, unit, bound, must, goal, partial(prepare, place), rounds_max, slices)
 
     # fmt: off
     yield work("durable append, one at a time / raw apsw, one row per commit", "x", "≥", 0.6, 0.9,
-               one_at_a_time)
+               one_at_a_time, slices=10)
     yield work("32 threads appending, each waiting / a queue and its writer", "x", "≥", 0.6, 0.9,
-               from_threads)
+               from_threads, slices=10)
     yield work("one thread, not waiting, then flush / raw batches of 100", "x", "≥", 0.2, 0.4,
-               pipelined)
-    yield work("append_many of 100 / raw batches of 100", "x", "≥", 0.25, 0.45, batches)
+               pipelined, slices=10)
+    yield work("append_many of 100 / raw batches of 100", "x", "≥", 0.25, 0.45, batches, slices=10)
     yield work("append_many of 100 / PyPI eventsourcing", "x", "≥", 1.5, 2,
-               batches_against_eventsourcing)
+               batches_against_eventsourcing, slices=10)
     if place.kafka_address is not None:
         yield work("Kafka: pipelined append with receipts / bare produce", "x", "≥", 0.25, 0.5,
-                   kafka_pipelined)
+                   kafka_pipelined, slices=10)
         yield work("Kafka: append to readable in another process, p50", "ms", "≤", 10, 3,
                    partial(to_other_process, store=Place.kafka_store))
     yield work("embedded: append to readable in another process, p50", "ms", "≤", 10, 3,
@@ -626,16 +627,18 @@ def works(place: Place) -> Iterator[Work]:
                partial(random_version, versions=200))
     yield work("state at a random version of 200,000", "us", "≤", 150, 50,
                partial(random_version, versions=200_000))
-    yield work("the same: of 200,000 / of 200 (flat)", "x", "≤", 2, 1.5, flat_in_versions)
+    yield work("the same: of 200,000 / of 200 (flat)", "x", "≤", 2, 1.5,
+               flat_in_versions, slices=10)
     yield work("state at a version / eventsourcing loading 1,000 events", "x", "≥", 50, 50,
                state_against_eventsourcing)
     yield work("log growth per small diff", "B", "≤", 130, 90, log_growth)
     yield work("log growth per 200-byte append to a chat of 10 MB", "B", "≤", 340, 290, chat_growth)
     yield work("view bytes / log bytes, small diffs", "x", "≤", 3, 3, view_size)
     yield work("cold get of that chat", "ms", "≤", 400, 150, cold_chat)
-    yield work("one diff on 100,000 fields / on 10 fields", "x", "≤", 2, 1.1, many_fields)
+    yield work("one diff on 100,000 fields / on 10 fields", "x", "≤", 2, 1.1,
+               many_fields, slices=10)
     yield work("eventstore --help", "ms", "≤", 200, 120, help_text)
     yield work("first get of a process with a warm slot", "ms", "≤", 400, 250, first_get)
     yield work("peak memory: 1,000,000 events rebuilt, 100,000 gets", "MB", "≤", 400, 250,
-               peak_memory, 1)
+               peak_memory, rounds_max=1)
     # fmt: on
