@@ -15,7 +15,7 @@ import ctypes
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import orjson
 from confluent_kafka import murmur2
@@ -24,7 +24,8 @@ from eventstore.config import NAME_PATTERN, Config
 from eventstore.errors import Closed, ConfigError, LogTruncated
 from eventstore.events import Batch
 from eventstore.lifetime import abandon_in_child, close_at_exit
-from eventstore.log.base import Append, Log, Ownership, Topic
+from eventstore.log.base import Append, Finding, Log, Ownership, Topic
+from eventstore.log.kafka_checks import diagnose
 from eventstore.log.kafka_client import Cluster, Described
 from eventstore.log.kafka_owner import GroupOwnership
 from eventstore.log.kafka_reader import Reader
@@ -199,7 +200,12 @@ class KafkaLog(Log):
     def read(
         self, topic: Topic, partition: int, offset: int, *, records_max: int, bytes_max: int
     ) -> Batch:
-        """Return committed records from `offset` on; see `Log.read`."""
+        """Return committed records from `offset` on; see `Log.read`.
+
+        Where `wait` stands already, "nothing there" is said without asking the cluster: it is true
+        for all that this process can know of, which is what it wrote itself and every end that
+        `offset_end` returned. What others wrote since arrives by `wait`, or by `offset_end`.
+        """
         self._refuse_when_closed()
         return self._stream(topic).read(partition, offset, records_max, bytes_max)
 
@@ -272,6 +278,12 @@ class KafkaLog(Log):
             owner = GroupOwnership(self._address, topic, f"{topic.name}.{group}", changed)
             self._owners.append(owner)
         return owner
+
+    # --- an operator's look --------------------------------------------------------------------
+
+    def diagnose(self) -> Iterator[Finding]:
+        """Yield what is well and what is not; see `Log.diagnose`."""
+        return diagnose(self._cluster, self.topics, self._config)
 
     # --- the end ----------------------------------------------------------------------------
 
