@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from eventstore.follow import FollowProgress
+    from eventstore.log.base import Topic
     from eventstore.store import App, EventStore
 
-__all__ = ["Session", "app_argument", "pass_session", "shared_options"]
+__all__ = ["Session", "app_argument", "pass_session", "shared_options", "topic_of"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -56,11 +57,8 @@ class Session:
     def existing_app(self, name: str) -> Iterator[App]:
         """Open an app that has events; exit with 3 when there is none, rather than show nothing."""
         with self.store() as store:
-            app = store.app(name)
-            if not has_events(store, name):
-                known = ", ".join(store.apps()[:10]) or "none"
-                raise NoSuchApp(f"{store.url} has no app {name!r}; it has: {known}")
-            yield app
+            topic_of(store, name)
+            yield store.app(name)
 
 
 class NoSuchApp(click.ClickException):
@@ -69,9 +67,18 @@ class NoSuchApp(click.ClickException):
     exit_code = 3
 
 
-def has_events(store: EventStore, app: str) -> bool:
-    """Whether an app has come into being. Creates nothing."""
-    return store.log.topic(f"{store.config.namespace}.{app}", create=False) is not None
+def topic_of(store: EventStore, app: str) -> Topic:
+    """Return the topic of an app that has events. Creates nothing.
+
+    Raises:
+        NoSuchApp: it has none.
+    """
+    store.app(app)  # a name that cannot be one is an error of its own
+    topic = store.log.topic(f"{store.config.namespace}.{app}", create=False)
+    if topic is None:
+        known = ", ".join(store.apps()[:10]) or "none"
+        raise NoSuchApp(f"{store.url} has no app {app!r}; it has: {known}")
+    return topic
 
 
 class _CatchUp:

@@ -10,13 +10,13 @@ tests/contract/test_log.py asks every line of this of each backend, in the same 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from eventstore.events import Batch, Record
 
-__all__ = ["Append", "Batch", "Log", "Ownership", "Record", "Topic"]
+__all__ = ["Append", "Batch", "Finding", "Log", "Ownership", "Record", "Topic"]
 
 
 class Topic(NamedTuple):
@@ -46,6 +46,14 @@ class Append(NamedTuple):
     key: bytes
     value: bytes
     delivery: Delivery
+
+
+class Finding(NamedTuple):
+    """One thing that an operator should know of a log, and what to do about it."""
+
+    level: Literal["ok", "warn", "fail"]
+    text: str
+    advice: str = ""
 
 
 class Ownership(ABC):
@@ -190,6 +198,15 @@ class Log(ABC):
     @abstractmethod
     def own(self, topic: Topic, group: str, changed: Callable[[frozenset[int]], None]) -> Ownership:
         """Join `group` and hold a fair share of the topic's shards until closed."""
+
+    # --- an operator's look --------------------------------------------------------------------
+
+    def diagnose(self) -> Iterable[Finding]:
+        """Yield what is well and what is not: versions, settings, room. Changes nothing.
+
+        What cannot be asked is a finding too; nothing is raised.
+        """
+        return ()
 
     # --- the end -----------------------------------------------------------------------------
 

@@ -29,10 +29,11 @@ from eventstore.config import Config
 from eventstore.errors import Closed, ConfigError, LogTruncated, LogUnavailable, OutcomeUnknown
 from eventstore.lifetime import abandon_in_child, close_at_exit
 from eventstore.locks import FileLock
-from eventstore.log.base import Append, Batch, Log, Ownership, Record, Topic
+from eventstore.log.base import Append, Batch, Finding, Log, Ownership, Record, Topic
 from eventstore.log.group_commit import GroupCommit, Job
 from eventstore.log.nudges import Nudges
 from eventstore.log.ownership import SHARDS, ShardOwners
+from eventstore.log.sqlite_checks import diagnose
 from eventstore.log.sqlite_file import SqliteFile, refuse_network_filesystem
 from eventstore.testing import fault_point
 
@@ -344,6 +345,12 @@ class SqliteLog(Log):
             if self._owners is None:
                 self._owners = ShardOwners(self.folder)
             return self._owners.join(topic.name, group, changed)
+
+    # --- an operator's look --------------------------------------------------------------------
+
+    def diagnose(self) -> Iterator[Finding]:
+        """Yield what is well and what is not; see `Log.diagnose`."""
+        return diagnose(self.folder, self._file.path, self._config)
 
     # --- the end ----------------------------------------------------------------------------
 

@@ -18,7 +18,13 @@ import apsw
 from eventstore.errors import ConfigError, LogUnavailable
 from eventstore.testing import fault_point
 
-__all__ = ["FileState", "SqliteFile"]
+__all__ = [
+    "FileState",
+    "SqliteFile",
+    "filesystem_of",
+    "is_network_filesystem",
+    "refuse_network_filesystem",
+]
 
 # Tables of `log.sqlite`; INTEGER PRIMARY KEY is SQLite's row number, so that an offset costs no
 # index of its own, and appending always goes to the last page.
@@ -284,8 +290,8 @@ class SqliteFile:
 
 def refuse_network_filesystem(folder: Path) -> None:
     """Raise ConfigError when `folder` lies on a network or FUSE file system (Linux only)."""
-    kind = _filesystem_of(folder)
-    if kind in _NETWORK_FILESYSTEMS or kind.startswith("fuse"):
+    kind = filesystem_of(folder)
+    if is_network_filesystem(kind):
         raise ConfigError(
             f"{folder} is on a network or FUSE file system ({kind}), where file locks do not hold"
             " and a log can be corrupted: use a local disk, or Kafka for several machines"
@@ -293,7 +299,12 @@ def refuse_network_filesystem(folder: Path) -> None:
         )
 
 
-def _filesystem_of(folder: Path) -> str:
+def is_network_filesystem(kind: str) -> bool:
+    """Whether file locks may not hold on a file system of this type."""
+    return kind in _NETWORK_FILESYSTEMS or kind.startswith("fuse")
+
+
+def filesystem_of(folder: Path) -> str:
     """Return the type of the file system that the nearest existing parent lies on, or ""."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")

@@ -32,7 +32,15 @@ from eventstore.locks import FileLock
 from eventstore.testing import fault_point
 from eventstore.view.base import Table, TableUnavailable
 
-__all__ = ["Slot", "SlotState", "publish", "set_aside", "slot_states", "take_slot"]
+__all__ = [
+    "Slot",
+    "SlotState",
+    "publish",
+    "set_aside",
+    "slot_states",
+    "take_slot",
+    "were_set_aside",
+]
 
 #: Processes that can have one app open at the same time. A bound, so that a fault of ours ends in
 #: an error and not in a full disk.
@@ -175,6 +183,17 @@ def slot_states(root: Path, app: str) -> list[SlotState]:
         lock.close()
         states.append(SlotState(number, path, not free, _used_s(path)))
     return states
+
+
+def were_set_aside(root: Path, app: str) -> list[tuple[Path, str]]:
+    """Return the databases of the app that were set aside, oldest first, each with its reason."""
+    found = []
+    for _, path in _numbered(root / app, _DAMAGED):
+        reason = ""
+        with contextlib.suppress(OSError):
+            reason = _beside(path, "txt").read_text(encoding="utf-8").strip()
+        found.append((path, reason))
+    return found
 
 
 def _take_warm(folder: Path) -> Slot | None:

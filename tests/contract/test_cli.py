@@ -7,6 +7,12 @@ a real one. Each uses a folder of its own.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from eventstore import Diff, EventStore
 from eventstore.cli import eventstore
+from eventstore.log.base import Append
 
 Run = Callable[..., Result]
 
@@ -459,3 +466,269 @@ def test_lines_that_end_without_a_newline_or_are_longer_than_one_read_are_import
 
     assert answer(imported)["written"] == 1
     assert answer(run("get", "a", "i", "t")) == text
+
+
+# --- an operator's calls ------------------------------------------------------------------------
+
+
+def test_views_are_shown_and_rebuilt(run: Run) -> None:
+    run("append", "a", "i", "x=1")
+
+    before = answer(run("view", "status", "a"))
+    rebuilt = run("view", "rebuild", "a")
+    after = answer(run("view", "status", "a"))
+
+    assert [part["end"] for part in before["log"]["partitions"]] == [1]
+    assert [(view["busy"], view["set_aside"]) for view in before["views"]] == [(False, None)]
+    assert answer(rebuilt)["rebuilt"] is True
+    assert [view["set_aside"] for view in after["views"]] == [None, "a rebuild was asked for"]
+    assert answer(run("get", "a", "i", "x")) == 1
+
+
+def test_a_view_in_use_is_shown_as_such(run: Run, folder: Path) -> None:
+    with EventStore(folder) as store:
+        store.app("a").append("i", {"x": 1})
+        store.app("a").get("i")
+
+        status = answer(run("view", "status", "a"))
+
+    assert [view["busy"] for view in status["views"]] == [True]
+
+
+UNKNOWN_EVENT = b"\xc3\x01" + b"\x07" * 8 + b"from the future"
+
+
+def append_raw(folder: Path, key: bytes, value: bytes) -> None:
+    """Append a record that is no event of this release."""
+    delivered = threading.Event()
+
+    class Delivery:
+        def delivered(self, partition: int, offset: int) -> None:
+            delivered.set()
+
+        def failed(self, error: Exception) -> None:
+            raise error
+
+    with EventStore(folder) as store:
+        topic = store.log.topic("foldlog.a", create=True)
+        assert topic is not None
+        store.log.append(topic, [Append(0, key, value, Delivery())])
+        store.log.flush(10)
+    assert delivered.is_set()
+
+
+def test_quarantine_lets_a_partition_go_on(run: Run, folder: Path) -> None:
+    run("append", "a", "i", "x=1")
+    append_raw(folder, b"i", UNKNOWN_EVENT)
+    stopped = run("get", "a", "i")
+
+    quarantined = run("quarantine", "a", "0", "1", "--reason", "made by a test")
+
+    assert stopped.exit_code == 1
+    assert "unknown schema fingerprint" in stopped.stderr
+    assert quarantined.exit_code == 0
+    assert answer(run("get", "a", "i", "x")) == 1
+    assert answer(run("view", "status", "a"))["log"]["partitions"][0]["quarantined"] == [1]
+
+
+def test_quarantine_needs_a_reason_and_a_repair_a_yes(run: Run) -> None:
+    run("append", "a", "i", "x=1")
+
+    assert run("quarantine", "a", "0", "0").exit_code == 2
+    assert run("repair", "a").exit_code == 2
+    assert run("quarantine", "a", "5", "0", "--reason", "r").exit_code == 1
+    assert answer(run("view", "status", "a"))["log"]["partitions"][0]["quarantined"] == []
+
+
+def test_a_repair_goes_on_with_what_there_is(run: Run) -> None:
+    run("append", "a", "i", "x=1")
+
+    repaired = run("repair", "a", "--accept-loss")
+
+    assert repaired.exit_code == 0, repaired.output
+    assert answer(run("view", "status", "a"))["log"]["repairs"] == 1
+    assert answer(run("get", "a", "i", "x")) == 1
+
+
+# --- the doctor ---------------------------------------------------------------------------------
+
+
+def findings(result: Result) -> dict[str, list[str]]:
+    """The texts of what the doctor found, by level."""
+    found: dict[str, list[str]] = {"ok": [], "warn": [], "fail": []}
+    for line in result.stdout.splitlines():
+        finding = json.loads(line)
+        found[finding["level"]].append(finding["text"])
+        assert finding["level"] != "fail" or finding["advice"]
+    return found
+
+
+def test_the_doctor_finds_a_healthy_store_healthy(run: Run) -> None:
+    run("append", "a", "i", "x=1")
+
+    result = run("doctor")
+
+    found = findings(result)
+    assert result.exit_code == 0, result.output
+    assert found["fail"] == []
+    assert any("it has 1 app(s)" in text for text in found["ok"])
+    assert any("a: 0 of 1 view(s) in use" in text for text in found["ok"])
+    assert any(text.startswith("SQLite 3.") for text in found["ok"])
+
+
+def test_the_doctor_creates_nothing(run: Run, folder: Path) -> None:
+    assert run("doctor").exit_code == 0
+
+    assert not folder.exists()
+
+
+def test_the_doctor_names_a_log_that_is_none(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+
+    result = run("doctor", "--url", str(file))
+
+    assert result.exit_code == 1
+    assert findings(result)["fail"] == [f"{file} is a file; the embedded log needs a folder"]
+
+
+def test_the_doctor_finds_foreign_records_and_views_that_were_set_aside(
+    run: Run, folder: Path
+) -> None:
+    run("append", "a", "i", "x=1")
+    append_raw(folder, b"i", b"garbage")
+    run("view", "rebuild", "a")
+
+    warnings = findings(run("doctor"))["warn"]
+
+    assert any("1 record(s) are no events of ours" in text for text in warnings)
+    assert any("was set aside: a rebuild was asked for" in text for text in warnings)
+
+
+def test_the_doctor_finds_a_partition_that_waits(run: Run, folder: Path) -> None:
+    append_raw(folder, b"i", UNKNOWN_EVENT)
+
+    result = run("doctor")
+    quick = run("doctor", "--quick")
+
+    assert result.exit_code == 1
+    assert any("unknown schema fingerprint" in text for text in findings(result)["fail"])
+    assert quick.exit_code == 0
+
+
+def test_the_doctor_finds_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+
+    result = run("doctor")
+
+    assert result.exit_code == 1
+    assert all("0.0 GB are free" in text for text in findings(result)["fail"])
+
+
+# --- a real process -----------------------------------------------------------------------------
+
+
+def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "EVENTSTORE_URL": str(folder)}
+    command = [sys.executable, "-m", "eventstore", *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run: Run, folder: Path) -> None:
+    text = "x" * 100
+    run(
+        "import",
+        "a",
+        "-",
+        input=lines(*({"instance": "i", "set": {"t": text}} for _ in range(3000))),
+    )
+
+    with start(folder, "history", "a", "i") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        code = process.wait(60)
+
+    assert json.loads(first)["sequence"] == 0
+    assert errors == b""
+    assert code == 141
+
+
+def test_an_interrupt_ends_a_tail_quietly(run: Run, folder: Path) -> None:
+    run("append", "a", "i", "x=1")
+
+    with start(folder, "tail", "a", "--follow", "--from", "beginning") as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        run("append", "a", "i", "x=2")
+        second = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+
+    assert [first["sequence"], second["sequence"]] == [0, 1]
+    assert (rest, errors, process.returncode) == (b"", b"", 130)
+
+
+def test_lines_of_a_slow_pipe_are_written_as_they_come(run: Run, folder: Path) -> None:
+    run("append", "a", "begun", "x=1")
+    app_lines = lines({"instance": "i", "set": {"x": 1}})
+
+    with start(folder, "import", "a", "-", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(app_lines)
+        process.stdin.flush()
+        with EventStore(folder) as store:
+            entries = store.app("a").tail(start="beginning", timeout_s=60)
+            written = [next(entries).instance for _ in range(2)]
+        still_running = process.poll() is None
+        answered, errors = process.communicate(timeout=60)
+
+    assert written == ["begun", "i"]
+    assert still_running
+    assert (json.loads(answered)["written"], errors) == (1, b"")
+
+
+def test_an_error_has_no_traceback(folder: Path) -> None:
+    with start(folder, "get", "a", "i") as process:
+        answered, errors = process.communicate(timeout=60)
+
+    assert (answered, process.returncode) == (b"", 3)
+    assert errors == b"Error: app 'a' has no instance 'i'\n"
+    assert not folder.exists()
+
+
+def test_the_help_loads_neither_the_store_nor_rich() -> None:
+    program = (
+        "import sys; import eventstore.cli;"
+        "print(*({'pydantic', 'rich', 'rocksdict', 'apsw', 'confluent_kafka', 'orjson',"
+        " 'eventstore.store', 'eventstore.config'} & set(sys.modules)))"
+    )
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert loaded.stdout.strip() == ""
+
+
+def test_a_shell_can_complete_commands_and_apps(run: Run, folder: Path) -> None:
+    run("append", "orders", "o-1", "x=1")
+
+    def completed(words: str, word: int) -> str:
+        environment = {
+            **os.environ, "EVENTSTORE_URL": str(folder), "_EVENTSTORE_COMPLETE": "bash_complete",
+            "COMP_WORDS": words, "COMP_CWORD": str(word),
+        }  # fmt: skip
+        program = "from eventstore.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    assert completed("eventstore hi", 1).split() == ["plain,history"]
+    assert completed("eventstore get or", 2).split() == ["plain,orders"]

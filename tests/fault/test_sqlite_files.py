@@ -182,7 +182,7 @@ def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_network_file_system_is_refused_unless_forced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("eventstore.log.sqlite_file._filesystem_of", lambda folder: kind)
+    monkeypatch.setattr("eventstore.log.sqlite_file.filesystem_of", lambda folder: kind)
 
     with pytest.raises(ConfigError, match=kind):
         SqliteLog(tmp_path, CONFIG)
@@ -191,12 +191,12 @@ def test_a_network_file_system_is_refused_unless_forced(
 
 
 def test_the_local_file_system_is_recognised(tmp_path: Path) -> None:
-    from eventstore.log.sqlite_file import _filesystem_of
+    from eventstore.log.sqlite_file import filesystem_of
 
     if not Path("/proc/self/mountinfo").exists():
         pytest.skip("needs Linux's mountinfo")
-    assert _filesystem_of(Path("/proc/self")) == "proc"
-    assert _filesystem_of(tmp_path / "not" / "there") not in ("", "proc")
+    assert filesystem_of(Path("/proc/self")) == "proc"
+    assert filesystem_of(tmp_path / "not" / "there") not in ("", "proc")
 
 
 def test_a_file_that_was_replaced_under_a_writer_is_noticed(tmp_path: Path) -> None:
