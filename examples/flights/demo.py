@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from eventstore import App, Conflict, Diff, EventStore, EventStoreError, occurred
-from examples.flights.check import fold_log
+from eventstore.history.verify import verify_app
 from examples.flights.data import NEW_YORK, Departure, departures
 
 __all__ = ["diff_of", "produce"]
@@ -110,18 +110,16 @@ def show_fork(app: App, console: Console) -> None:
 
 
 def check(store: EventStore, app: App, console: Console) -> int:
-    """Compare every state of the view with a fold of the log into dicts; return the differences."""
-    topic = store.log.topic(f"{store.config.namespace}.{app.name}", create=False)
-    assert topic is not None
-    expected = fold_log(store.log, topic)
-    seen: dict[str, dict[str, Any]] = {name: dict(app.get(name)) for name in app.instances()}
-    wrong = sum(seen.get(name) != expected.get(name) for name in seen.keys() | expected.keys())
-    fields = sum(map(len, expected.values()))
+    """Fold the log again, into plain dicts, and compare: return the number of differences."""
+    verified = verify_app(store, app.name)
+    for difference in verified.differences:
+        console.print(escape(difference))
     console.print(
-        f"[bold]Checked:[/] {len(expected):,} instances, {fields:,} fields, folded from the log"
-        f" into plain dicts and compared with the view: {wrong} differences."
+        f"[bold]Checked:[/] {verified.events:,} events of {verified.instances:,} instances, folded"
+        " once more from the log into plain dicts, and every state, version and verdict compared"
+        f" with the view: {len(verified.differences)} differences."
     )
-    return wrong
+    return len(verified.differences)
 
 
 def _text(value: object) -> str:
@@ -150,7 +148,7 @@ def run(store: EventStore, url: str | None, console: Console) -> int:
     show_history(app, console)
     show_fork(app, console)
     wrong = check(store, app, console)
-    option = "" if url is None else f" --url {url}"
+    option = "" if url is None else f" --url {shlex.quote(url)}"
     console.print("\n[bold]Next:[/]")
     for command in (
         f"history {app.name} {AIRCRAFT} --states",
