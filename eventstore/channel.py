@@ -164,9 +164,11 @@ class Channel:
             if after is not None:
                 raise ConfigError(f"app {self.name} has no events, so {after} cannot be of it")
             return None
-        if self._newest or after is not None or fresh:
+        if self._newest or after is not None or fresh or follower.behind:
             timeout_s = self.config.read_timeout_s if timeout_s is None else timeout_s
             deadline = time.monotonic() + timeout_s
+            if follower.behind:
+                follower.recover(deadline - time.monotonic())
             if self._newest:
                 self._wait_for_own(follower, instance, deadline)
             if after is not None:
@@ -179,7 +181,7 @@ class Channel:
     def is_ready(self, instance: str) -> bool:
         """Whether a read of this instance has nothing to wait for."""
         follower = self._follower
-        if follower is None:
+        if follower is None or follower.behind:
             return False
         return self._newest.get(self.partition(follower, instance)) is None
 

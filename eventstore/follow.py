@@ -23,6 +23,7 @@ from eventstore.errors import (
     ViewDamaged,
 )
 from eventstore.log.base import Log, Topic
+from eventstore.view.base import TableUnavailable
 from eventstore.view.opening import OpenView
 from eventstore.view.reader import ViewReader
 from eventstore.view.writer import ViewWriter, record_digest
@@ -78,6 +79,12 @@ class Follower:
         self._stopped: dict[int, EventStoreError] = {}
         self._quarantined: dict[int, frozenset[int]] = {}
         self._suspect = False
+        #: Why the database cannot be used now; it is opened again by whoever folds next.
+        self._fault: ViewDamaged | None = None
+        #: partition -> how far readers have seen the view before it was opened anew.
+        self._seen: dict[int, int] = {}
+        #: Whether the view may have less than that: readers call `recover` first.
+        self.behind = False
         self._closing = threading.Event()
         self._published_at = 0
         self._thread = threading.Thread(
@@ -102,6 +109,7 @@ class Follower:
                 self.offsets_next[partition] = offset
         self._stopped.clear()
         self._suspect = True
+        self._fault = None
 
     def _new_writer(self) -> ViewWriter:
         return ViewWriter(
@@ -204,6 +212,18 @@ class Follower:
                 self._verify()
         self.wait_for({partition: end - 1 for partition, end in ends.items()}, timeout_s)
 
+    def recover(self, timeout_s: float) -> None:
+        """Return when the view has again what was read from it before it had to be opened anew.
+
+        Raises:
+            As for `wait_for`.
+        """
+        self.wait_for({partition: end - 1 for partition, end in self._seen.items()}, timeout_s)
+        with self._lock:
+            if self._fault is not None:
+                self._reopen()
+            self.behind = any(self.offsets_next[p] < end for p, end in self._seen.items())
+
     def generation(self, partition: int) -> int:
         """Return the generation of a partition's log (see fold.py)."""
         return self._writer.progress(partition).generation
@@ -224,6 +244,8 @@ class Follower:
         """Fold one batch of a partition; False when there was nothing. The lock is held."""
         if self._closing.is_set():
             raise Closed(f"app {self.topic.name}: the store is closed")
+        if self._fault is not None:
+            self._reopen()
         if self._suspect:
             self._verify()
         offset = self.offsets_next[partition]
@@ -253,10 +275,11 @@ class Follower:
         except LogUnavailable:
             self._suspect = True
             raise
-        except ViewDamaged:
+        except ViewDamaged as error:
             # What is in memory may not be in the table: begin again from what the table has.
-            self._reopen()
-            raise
+            if not self._set_aside(error):
+                raise
+            return True
         except BaseException:
             # Ctrl-C in a reader's thread, say. A batch was half folded, in memory only.
             self._writer = self._new_writer()
@@ -320,6 +343,7 @@ class Follower:
             return False
         self.topic = topic
         self._reopen()
+        self._seen.clear()
         return True
 
     def rebuild(self, reason: str) -> None:
@@ -329,19 +353,47 @@ class Follower:
             As for `start`; the new view is as far as it got, and the thread goes on.
         """
         with self._lock:
-            self._opened.begin_anew(reason)
-            self._use(self._opened)
+            self._begin_anew(reason)
         self._fold_all()
 
+    def _set_aside(self, fault: ViewDamaged) -> bool:
+        """Begin anew in place of a database that cannot be read; False where that is no cure.
+
+        That is when the machine is at fault (a full disk, say), or when a new one has failed, too:
+        then it is opened again by the next who needs it.
+        """
+        self._remember_seen()
+        self._fault = fault
+        if isinstance(fault, TableUnavailable) or not any(self.offsets_next.values()):
+            self._opened.close()
+            return False
+        self._begin_anew(str(fault))
+        return True
+
+    def _begin_anew(self, reason: str) -> None:
+        self._remember_seen()
+        self._opened.begin_anew(reason)
+        self._use(self._opened)
+
     def _reopen(self) -> None:
+        self._remember_seen()
         self._opened.close()
         self._use(self._open_view(self.topic))
+
+    def _remember_seen(self) -> None:
+        for partition, offset in self.offsets_next.items():
+            self._seen[partition] = max(offset, self._seen.get(partition, 0))
+        self.behind = True
 
     def _publish(self) -> None:
         records = sum(self._writer.progress(p).records for p in self.offsets_next)
         if records - self._published_at >= _PUBLISH_RECORDS:
             self._published_at = records
-            self._opened.publish()
+            try:
+                self._opened.publish()
+            except ViewDamaged as error:
+                # New slots begin with an older copy; whoever waits for this view gets it.
+                logger.warning("no copy of the view of %s: %s", self.topic.name, error)
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -377,6 +429,7 @@ class Follower:
                 return False
             with self._lock:
                 self._reopen()
+                self._seen.clear()
             return True
         self._quarantined = quarantined(self._log, self.topic)
         return self.offsets_next[partition] in self._quarantined.get(partition, ())
