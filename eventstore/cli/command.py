@@ -59,6 +59,8 @@ def _exits() -> Iterator[None]:
         # would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(EXIT_PIPE_CLOSED) from None
+    except OSError as error:  # our output's disk is full, a file cannot be read
+        raise click.ClickException(str(error)) from error
 
 
 class _Command(click.Group):

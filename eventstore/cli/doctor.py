@@ -128,6 +128,12 @@ def _log(store: EventStore) -> Iterator[Finding]:
     root = store.config.view_path or store.log.view_root
     if root is not None:
         yield from folder_findings("views", root)
+    elif not store.url.startswith("memory:"):
+        yield Finding(
+            "warn",
+            "views are kept in memory: each process folds the whole log again",
+            "name a folder of this machine in the setting view_path ($EVENTSTORE_VIEW_PATH)",
+        )
 
 
 def _apps(store: EventStore, *, quick: bool) -> Iterator[Finding]:

@@ -22,12 +22,20 @@ from eventstore.cli.output import (
     write_json,
     write_table,
 )
-from eventstore.cli.session import Session, app_argument, pass_session, shared_options
+from eventstore.cli.session import (
+    NoSuchApp,
+    Session,
+    app_argument,
+    pass_session,
+    shared_options,
+    topic_of,
+)
 
 if TYPE_CHECKING:
     from eventstore.events import Entry, Position
+    from eventstore.log.base import Topic
     from eventstore.state import State
-    from eventstore.store import App
+    from eventstore.store import App, EventStore
     from eventstore.view.reader import PendingRow
 
 __all__ = ["COMMANDS"]
@@ -74,9 +82,9 @@ Examples:
 def get(
     session: Session, app: str, instance: str, path: str | None, at: str | None, after: str | None
 ) -> None:
-    """Show an instance, or the value at PATH in it, now or in the past.
+    """Show an instance, now or in the past.
 
-    PATH is a field, field.key.3 (numbers are indexes), or ["field","key",3].
+    PATH leads to one value in it: a field, field.key.3 (numbers are indexes), or ["field","key",3].
     """
     with session.app(app) as opened:
         state: State = opened.get(instance, at=parse_at(at), after=after)
@@ -118,7 +126,7 @@ def _write_state(session: Session, state: State) -> None:
 @shared_options
 @pass_session
 def instances(session: Session, app: str, prefix: str, limit: int | None) -> None:
-    """List the instances of an app, in the order of their names."""
+    """List the instances of an app."""
     with session.existing_app(app) as opened:
         names = itertools.islice(opened.instances(prefix), limit)
         if session.tables:
@@ -152,7 +160,10 @@ def history(
     verdicts: tuple[str, ...],
     limit: int | None,
 ) -> None:
-    """Show what happened to an instance, with what the fold decided about each event."""
+    """Show what happened to an instance.
+
+    Each event with what the fold decided about it, refused ones too.
+    """
     with session.app(app) as opened:
         entries: Iterator[Entry] = opened.history(instance, reverse=reverse)
         if verdicts:
@@ -189,14 +200,21 @@ def _state_after(app: App, entry: Entry) -> dict[str, Any]:
 @shared_options
 @pass_session
 def tail(session: Session, app: str, follow: bool, start: str | None, limit: int | None) -> None:
-    """Show the events of all instances as the log takes them.
+    """Show events as the log takes them.
 
     In JSON each has a `resume`: the token from which --from goes on after it.
     """
-    start = start or ("now" if follow else "beginning")
-    with session.app(app) if follow else session.existing_app(app) as opened:
-        seen: Position | None = _position(start)
-        for entry in itertools.islice(opened.tail(start=start, follow=follow), limit):
+    with session.store() as store:
+        opened = store.app(app)
+        begin = start or ("now" if follow else "beginning")
+        try:
+            seen = _position(store, topic_of(store, app), begin)
+        except NoSuchApp:
+            if not follow:
+                raise
+            seen = None  # whatever comes first came after this call
+        entries = opened.tail(start=begin if seen is None else seen, follow=follow)
+        for entry in itertools.islice(entries, limit):
             seen = entry.position if seen is None else seen.merge(entry.position)
             if session.tables:
                 _write_line(entry)
@@ -204,10 +222,15 @@ def tail(session: Session, app: str, follow: bool, start: str | None, limit: int
                 write_json(entry_json(entry) | {"resume": str(seen)})
 
 
-def _position(start: str) -> Position | None:
+def _position(store: EventStore, topic: Topic, start: str) -> Position:
+    """Return where a tail begins, for every partition: so that each `resume` is whole."""
     from eventstore.events import Position
 
-    return Position.parse(start) if "@" in start else None
+    if start not in ("now", "beginning"):
+        return Position.parse(start)
+    offset = store.log.offset_end if start == "now" else store.log.offset_first
+    offsets = {partition: offset(topic, partition) - 1 for partition in range(topic.partitions)}
+    return Position(topic.identity, offsets)
 
 
 def _write_line(entry: Entry) -> None:
@@ -226,7 +249,7 @@ def _write_line(entry: Entry) -> None:
 @shared_options
 @pass_session
 def pending(session: Session, app: str, instance: str | None, limit: int | None) -> None:
-    """List the requests that wait to be run, of one instance or of all."""
+    """List the requests that wait to be run."""
     with session.existing_app(app) as opened:
         rows = itertools.islice(opened.pending(instance), limit)
         if session.tables:

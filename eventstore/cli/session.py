@@ -96,8 +96,9 @@ class _CatchUp:
             self._shown = False
         elif elapsed_s >= _PROGRESS_AFTER_S:
             self._shown = True
+            app = progress.app.rpartition(".")[2]  # without the namespace
             click.echo(
-                f"\r\033[Kfolding {progress.app}: {progress.records:,} of"
+                f"\r\033[Kfolding {app}: {progress.records:,} of"
                 f" {progress.records_total:,} events"
                 f" ({progress.records / max(1, progress.records_total):.0%},"
                 f" {progress.records / elapsed_s:,.0f} a second)",

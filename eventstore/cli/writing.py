@@ -96,7 +96,9 @@ def append(
     no_verdict: bool,
     **options: Any,
 ) -> None:
-    """Append one event: set fields, or apply other operations, all of them or none.
+    """Append one event to an instance.
+
+    Its operations take effect together or not at all.
 
     PATH is a field, field.key.3 (numbers are indexes), or ["field","key",3]; a value is JSON, so
     text has quotes. Operations apply in the order in which they are written. The answer has the
@@ -245,7 +247,10 @@ def _raise_refused(app: str, entry: Entry, receipt: Receipt) -> None:
 def fork(
     session: Session, app: str, instance: str, to: str, at: str | None, actor: str | None
 ) -> None:
-    """Begin the instance TO with the state of INSTANCE, now or in the past."""
+    """Begin an instance with another's state.
+
+    TO begins with the state of INSTANCE, now or in the past, and remembers where it came from.
+    """
     with session.app(app) as opened:
         state = opened.fork(instance, to=to, at=parse_at(at), actor=actor)
         _write_new_state(session, state)
@@ -259,7 +264,9 @@ def fork(
 @shared_options
 @pass_session
 def reset(session: Session, app: str, instance: str, yes: bool, actor: str | None) -> None:
-    """Clear all fields and pending requests of an instance, as one new version.
+    """Clear an instance, as one new version.
+
+    Fields and pending requests are gone from then on.
 
     Its history stays, and every earlier version can still be read.
     """

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,29 @@ def test_tail_goes_on_where_it_stopped(run: Run) -> None:
     rest = answers(run("tail", "a", "--from", first[-1]["resume"]))
 
     assert [entry["instance"] for entry in first + rest] == ["i-0", "i-1", "i-2", "i-3"]
+
+
+def test_a_tail_can_begin_now_and_end_at_once(run: Run) -> None:
+    run("append", "a", "i", "x=1")
+
+    assert answers(run("tail", "a", "--from", "now")) == []
+
+
+def test_the_token_of_a_tail_covers_every_partition(run: Run) -> None:
+    url = f"memory://{uuid.uuid4().hex}?partitions=4"
+    with EventStore(url) as store:
+        for number in range(20):
+            store.app("a").append(f"i-{number}", {"x": 1})
+        store.app("a").get("i-0")
+
+        first = answers(run("--url", url, "tail", "a", "--limit", "7"))
+        rest = answers(run("--url", url, "tail", "a", "--from", first[-1]["resume"]))
+        beyond = answers(run("--url", url, "tail", "a", "--from", rest[-1]["resume"]))
+
+    assert sorted(entry["instance"] for entry in first + rest) == sorted(
+        f"i-{number}" for number in range(20)
+    )
+    assert beyond == []
 
 
 def test_pending_requests_are_listed(run: Run, folder: Path) -> None:
@@ -700,6 +724,23 @@ def test_an_error_has_no_traceback(folder: Path) -> None:
     assert (answered, process.returncode) == (b"", 3)
     assert errors == b"Error: app 'a' has no instance 'i'\n"
     assert not folder.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_that_cannot_be_written_is_one_message(run: Run, folder: Path) -> None:
+    run("append", "a", "i", "x=1")
+
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "eventstore", "--url", str(folder), "get", "a", "i"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(b"Error: [Errno 28]")
+    assert ended.stderr.count(b"\n") == 1
 
 
 def test_the_help_loads_neither_the_store_nor_rich() -> None:
