@@ -16,9 +16,10 @@ from eventstore import codec
 from eventstore.diff import ABSENT, apply_operation
 from eventstore.errors import CorruptEvent, UnknownSchema
 from eventstore.events import SYSTEM_PREFIX, Event, Record, Verdict
-from eventstore.fold import ChainRow, FieldRow, KeyRow, Outcome, Pending, Touch, fold
+from eventstore.fold import fold
 from eventstore.follow import quarantined, repairs_of
 from eventstore.log.base import Log, Topic
+from eventstore.rows import ChainRow, FieldRow, KeyRow, Outcome, Pending, Touch
 from eventstore.view.reader import Head, HistoryRow, ViewReader
 from eventstore.view.writer import INSTANCE_BYTES_MAX
 

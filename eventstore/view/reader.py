@@ -15,7 +15,7 @@ import orjson
 from eventstore import codec, values
 from eventstore.diff import ABSENT, Shape, shape_of
 from eventstore.events import SYSTEM_PREFIX, Event, Kind, Verdict
-from eventstore.fold import Pending
+from eventstore.rows import Pending
 from eventstore.view import keys
 from eventstore.view.base import Table
 from eventstore.view.keys import U32, U64

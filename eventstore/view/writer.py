@@ -18,17 +18,8 @@ from eventstore import codec
 from eventstore.diff import Shape, apply_operation
 from eventstore.errors import CorruptEvent, UnknownSchema
 from eventstore.events import SYSTEM_PREFIX, Batch, Event, Kind, Record, Verdict
-from eventstore.fold import (
-    UNKNOWN,
-    ChainRow,
-    Change,
-    FieldRow,
-    KeyRow,
-    Outcome,
-    Pending,
-    Touch,
-    fold,
-)
+from eventstore.fold import fold
+from eventstore.rows import UNKNOWN, ChainRow, Change, FieldRow, KeyRow, Outcome, Pending, Touch
 from eventstore.testing import fault_point
 from eventstore.view import keys
 from eventstore.view.base import Table, WriteBatch

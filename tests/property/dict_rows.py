@@ -15,7 +15,8 @@ import orjson
 
 from eventstore.diff import ABSENT, apply_operation
 from eventstore.events import EffectKey, Event, Verdict
-from eventstore.fold import (
+from eventstore.fold import fold as the_fold
+from eventstore.rows import (
     UNKNOWN,
     ChainRow,
     Change,
@@ -26,7 +27,6 @@ from eventstore.fold import (
     Rows,
     Touch,
 )
-from eventstore.fold import fold as the_fold
 
 __all__ = ["DictRows", "Entry", "Fold"]
 

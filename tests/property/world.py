@@ -38,8 +38,8 @@ from eventstore.events import (
     Source,
     Verdict,
 )
-from eventstore.fold import Pending
 from eventstore.fold import fold as the_fold
+from eventstore.rows import Pending
 from tests.property.dict_rows import DictRows, Fold
 
 __all__ = ["STORM", "Habits", "Report", "Weather", "run"]

@@ -24,7 +24,8 @@ from eventstore.events import (
     Source,
     Verdict,
 )
-from eventstore.fold import GENERATION_NOTE, UNKNOWN, Outcome, Touch, fold
+from eventstore.fold import GENERATION_NOTE, fold
+from eventstore.rows import UNKNOWN, Outcome, Touch
 from tests.property.dict_rows import DictRows
 
 ACCEPTED, CONFLICT = Verdict.ACCEPTED, Verdict.CONFLICT

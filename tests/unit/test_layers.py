@@ -32,6 +32,7 @@ LAYERS = (
     (*STORE, "eventstore.aio", "eventstore.typed", "eventstore.receipts", "eventstore.history"),
     ("eventstore.log", "eventstore.view"),
     ("eventstore.fold", "eventstore.codec"),
+    ("eventstore.rows",),
     ("eventstore.state", "eventstore.diff", "eventstore.values"),
     ("eventstore.events",),
     (
