@@ -41,6 +41,7 @@ _WAIT_S: Final = 1.0
 #: A copy of the view is published for new slots after so many records.
 _PUBLISH_RECORDS: Final = 100_000
 _REPORT_INTERVAL_S: Final = 0.5
+_WAKE_INTERVAL_S: Final = 0.01
 
 
 class FollowProgress(NamedTuple):
@@ -160,9 +161,11 @@ class Follower:
     def close(self) -> None:
         """Stop folding and let go of the view; it stays warm for the next process."""
         self._closing.set()
-        self._log.wake()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        while self._thread.is_alive() and self._thread is not threading.current_thread():
+            # Again and again: a wake just before the thread begins to wait wakes nobody, and a
+            # process that reads once and ends would stay for all of _WAIT_S.
+            self._log.wake()
+            self._thread.join(_WAKE_INTERVAL_S)
         with self._lock:
             self._opened.close()
 
