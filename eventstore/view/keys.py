@@ -10,7 +10,7 @@ a key, so that it needs no end mark and may hold any character.
     progress    "o" partition(4)                      PROGRESS + digest of the last record (16)
     next iid    "N"                                   iid(8)
     name        "n" instance                          iid(8)
-    head        "i" iid                               HEAD + setter of "*" + instance
+    head        "f" iid                               HEAD + setter of "*" + instance
     field       "f" iid field                         FIELD + setter + value (or BIG)
     value       "v" iid fid version(8)                "B" JSON | "T" | "O" base(8) operations
     reset       "r" iid version(8)                    nothing
@@ -26,6 +26,7 @@ a key, so that it needs no end mark and may hold any character.
 
 "refused" are the records that take no place in any instance: foreign and misplaced ones.
 
+A head stands right before its fields, so that reading an instance touches one block of the disk.
 A value that fits INLINE_BYTES_MAX stands in its field row and every change of it writes a base
 ("B"). A larger one has a base and the operations since ("O"), which point back at their base: the
 value at any version is one seek and a short scan.

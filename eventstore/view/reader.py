@@ -115,7 +115,7 @@ class ViewReader:
     def head(self, instance: str) -> Head | None:
         """Return the instance's head; None when no event of it was folded."""
         iid = self.iid(instance)
-        row = None if iid is None else self._table.get(b"i" + iid)
+        row = None if iid is None else self._table.get(b"f" + iid)
         if iid is None or row is None:
             return None
         sequence, version, floor, _, _, time_ms, _, _, pending, discards, failures, _ = _head(row)
@@ -133,7 +133,7 @@ class ViewReader:
                 yield name
 
     def _name(self, iid: bytes) -> str:
-        row = self._table.get(b"i" + iid)
+        row = self._table.get(b"f" + iid)
         assert row is not None  # a head is written with the first event
         return row[keys.HEAD.size + _head(row)[11] :].decode()
 
@@ -342,7 +342,8 @@ class Snapshot:
             fields = {}
             prefix = b"f" + self._iid
             for key, row in self._table.scan(prefix, keys.prefix_end(prefix)):
-                stored = self._small(row)
+                # The head has no field's name behind the prefix.
+                stored = ABSENT if key == prefix else self._small(row)
                 if stored is not ABSENT:
                     fields[key[9:].decode()] = stored
             self._fields = fields

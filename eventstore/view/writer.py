@@ -529,7 +529,7 @@ class ViewWriter:
             self._batch.put(keys.NEXT_IID, U64.pack(self._iid_next))
             instance = _Instance(self, name, partition, iid, None)
         else:
-            instance = _Instance(self, name, partition, iid, self.table.get(b"i" + iid))
+            instance = _Instance(self, name, partition, iid, self.table.get(b"f" + iid))
         self._instances[name] = instance
         return instance
 
@@ -766,7 +766,7 @@ class ViewWriter:
     def _write(self) -> None:
         batch = self._batch
         for instance in self._dirty:
-            batch.put(b"i" + instance.iid, instance.pack())
+            batch.put(b"f" + instance.iid, instance.pack())
             for name in instance.dirty_fields:
                 field = instance.fields[name]
                 assert field is not None
