@@ -317,4 +317,4 @@ def test_a_scan_ends_at_its_end_whatever_is_read_meanwhile(table: Table) -> None
             )
         seen[letter] = [len(list(scan)) for scan in scans]
 
-    assert seen == dict.fromkeys("abc", [9, 9, 9])
+    assert seen == {"a": [9, 9, 9], "b": [9, 9, 9], "c": [9, 9, 9]}

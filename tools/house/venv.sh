@@ -25,13 +25,21 @@ found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     fail "$python has no venv module (Debian, Ubuntu: apt install python3-venv)"
 
-files="requirements/runtime.txt requirements/build.txt"
-[ "$set_name" = runtime ] || files="$files requirements/dev.txt"
-stamp=.venv/installed-$set_name
-# shellcheck disable=SC2086  # the names are ours and have no spaces
-state="$found $(pwd) $(cat pyproject.toml $files | cksum)"
+# What a set was installed from, in one line.
+state_of() {
+    files="pyproject.toml requirements/runtime.txt requirements/build.txt"
+    [ "$1" = runtime ] || files="$files requirements/$1.txt"
+    # shellcheck disable=SC2086  # the names are ours and have no spaces
+    echo "$found $(pwd) $(cat $files | cksum)"
+}
 
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && .venv/bin/python -c '' 2>/dev/null; then
+is_installed() {
+    [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$(state_of "$1")" ]
+}
+
+# The development set has the runtime set in it.
+if { is_installed "$set_name" || { [ "$set_name" = runtime ] && is_installed dev; }; } &&
+    .venv/bin/python -c '' 2>/dev/null; then
     exit 0
 fi
 
@@ -42,9 +50,8 @@ then
     "$python" -m venv .venv
 fi
 pip=".venv/bin/python -m pip --quiet --disable-pip-version-check --no-input"
-last=requirements/$set_name.txt
-$pip install -r "$last" -r requirements/build.txt
+$pip install -r "requirements/$set_name.txt" -r requirements/build.txt
 # The package itself, as an editable install: with the pinned hatchling, and with nothing that
 # the requirement files do not name.
 $pip install --no-deps --no-build-isolation -e .
-echo "$state" >"$stamp"
+state_of "$set_name" >".venv/installed-$set_name"
