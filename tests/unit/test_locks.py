@@ -81,13 +81,18 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path: Path) -> 
     lock = FileLock(tmp_path / "a.lock")
     assert lock.try_acquire()
     read_end, write_end = os.pipe()
+    told, tell = os.pipe()
 
     child = os.fork()
     if child == 0:  # pragma: no cover
         os.close(write_end)
+        os.write(tell, b".")  # the fork is over, and with it what is done for the child
         os.read(read_end, 1)  # until the parent has looked
         os._exit(0)
     os.close(read_end)
+    os.read(told, 1)
+    os.close(told)
+    os.close(tell)
     lock.close()
     free = FileLock(tmp_path / "a.lock").try_acquire()
     os.close(write_end)
