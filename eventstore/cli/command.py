@@ -56,7 +56,7 @@ def _exits() -> Iterator[None]:
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
         # Who read our output has seen enough. The interpreter flushes once more as it ends, and
-        # would complain.
+        # may complain. Source: Python's documentation of `signal`, "Note on SIGPIPE".
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(EXIT_PIPE_CLOSED) from None
     except OSError as error:  # our output's disk is full, a file cannot be read

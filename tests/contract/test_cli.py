@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from eventstore import Diff, EventStore
+from eventstore import Diff, EventStore, Position
 from eventstore.cli import eventstore
 from eventstore.log.base import Append
 
@@ -299,6 +299,8 @@ def test_the_token_of_a_tail_covers_every_partition(run: Run) -> None:
         f"i-{number}" for number in range(20)
     )
     assert beyond == []
+    # Also those that it has not come to: else a tail that began now would begin them anew.
+    assert all(len(Position.parse(entry["resume"])) == 4 for entry in first)
 
 
 def test_pending_requests_are_listed(run: Run, folder: Path) -> None:
