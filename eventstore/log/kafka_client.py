@@ -14,7 +14,13 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, NamedTuple, TypeVar
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection
+from confluent_kafka import (
+    OFFSET_INVALID,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+)
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
@@ -234,7 +240,12 @@ class Cluster:
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=left_s,
             )[place]
-            return int(future.result(left_s).offset)
+            offset = int(future.result(left_s).offset)
+            if offset == OFFSET_INVALID:
+                # What the client says, without an error, of a broker that died meanwhile. Taken for
+                # an end it would mean that the log was cut (tests/fault/test_store_kafka.py).
+                raise TimeoutError
+            return offset
 
         return self._ask(f"an offset of {name}/{partition}", ask)
 

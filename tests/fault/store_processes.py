@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from eventstore import App, EventStore, Verdict
 from eventstore.history.verify import verify_app
 from tests.fault.sqlite_processes import Child
 from tests.fault.store_child import instance_of, kind_of
 
-__all__ = ["StoreChild", "check_store", "store_child"]
+__all__ = ["Findings", "StoreChild", "check_store", "examine_store", "store_child"]
 
 
 class StoreChild(Child):
@@ -37,40 +38,68 @@ def store_child(
         started.close()
 
 
+class Findings(NamedTuple):
+    """What `examine_store` found: writes that took effect, and everything that is wrong."""
+
+    effects: int
+    lost: list[str]
+    twice: list[str]
+    differences: list[str]
+
+
 def check_store(store: EventStore, acknowledged: Iterable[str]) -> int:
     """Check an app after processes of `write` were killed; return how many writes took effect.
 
     Every acknowledged token took effect, none did twice, the state says the same as the history,
     and the view is what the log folds to.
     """
+    found = examine_store(store, acknowledged)
+    assert found == Findings(found.effects, [], [], [])
+    return found.effects
+
+
+def examine_store(store: EventStore, acknowledged: Iterable[str]) -> Findings:
+    """As `check_store`, but return what is wrong instead of failing."""
     app = store.app("app")
-    verified = verify_app(store, "app")
-    assert not verified.differences, verified.differences
+    differences = list(verify_app(store, "app").differences)
     effects: Counter[str] = Counter()
     for instance in app.instances():
-        effects += _effects(app, instance)
-    twice = [token for token, count in effects.items() if count > 1]
-    assert not twice, f"took effect twice: {twice}"
+        of_instance = _effects(app, instance)
+        differences += _differences(app, instance, of_instance)
+        effects += of_instance
     lost = [token for token in acknowledged if token not in effects]
-    assert not lost, f"acknowledged and lost: {lost}"
-    return len(effects)
+    twice = [token for token, count in effects.items() if count > 1]
+    return Findings(len(effects), lost, twice, differences)
 
 
 def _effects(app: App, instance: str) -> Counter[str]:
     """Return how often each token took effect in an instance, by its history."""
-    effects: Counter[str] = Counter()
-    for entry in app.history(instance):
-        key = entry.event.idempotency_key
-        if key is not None and key != "make" and entry.verdict == Verdict.ACCEPTED:
-            assert instance_of(key) == instance
-            effects[key] += 1
+    return Counter(
+        entry.event.idempotency_key
+        for entry in app.history(instance)
+        if entry.verdict == Verdict.ACCEPTED and entry.event.idempotency_key not in (None, "make")
+    )
+
+
+def _differences(app: App, instance: str, effects: Counter[str]) -> Iterator[str]:
+    """Yield what the instance's state and requests say otherwise than its history."""
     of_kind: dict[str, list[str]] = {"append": [], "commit": [], "request": []}
     for token in sorted(effects):
         of_kind[kind_of(token)].append(token)
+        if instance_of(token) != instance:
+            yield f"{token} took effect in {instance}"
     state = app.get(instance)
-    assert sorted(state["seen"]) == of_kind["append"]
-    assert sorted(state["committed"]) == of_kind["commit"]
-    assert state["commits"] == len(of_kind["commit"])
-    assert state["count"] == len(of_kind["append"]) + len(of_kind["commit"])
-    assert sorted(row.request.name for row in app.pending(instance)) == of_kind["request"]
-    return effects
+    counted = len(of_kind["append"]) + len(of_kind["commit"])
+    for what, found, wanted in (
+        ("appends", sorted(state["seen"]), of_kind["append"]),
+        ("commits", sorted(state["committed"]), of_kind["commit"]),
+        ("number of commits", state["commits"], len(of_kind["commit"])),
+        ("count", state["count"], counted),
+        (
+            "requests",
+            sorted(row.request.name for row in app.pending(instance)),
+            of_kind["request"],
+        ),
+    ):
+        if found != wanted:
+            yield f"{instance}: its {what} are {found}, by its history {wanted}"
