@@ -301,26 +301,13 @@ class Snapshot:
 
     def shape(self, name: str) -> int:
         """Return what a field is (diff.Shape), without loading a large value."""
-        row = self._table.get(b"f" + self._iid + name.encode())
+        row = self._row(name)
         if row is None:
             return Shape.ABSENT
         _, version, _, shape, _, _ = _field_head(row)
         if version > self.version:
             return shape_of(self.json(name))
         return int(shape) if version > self._floor else Shape.ABSENT
-
-    def changed_at(self, name: str) -> int | None:
-        """Return the version at which a present field last changed, as of this version."""
-        row = self._table.get(b"f" + self._iid + name.encode())
-        if row is None:
-            return None
-        version = int(_field_head(row)[1])
-        if version > self.version:
-            found = self._last(_field_head(row)[0])
-            if found is None:
-                return None
-            version = U64.unpack_from(found[0], 13)[0]
-        return version if version > self._floor else None
 
     def names(self) -> Iterable[str]:
         """Return the names of the present fields, in byte order."""
@@ -357,14 +344,19 @@ class Snapshot:
             stored = self._fields.get(name, ABSENT)
             if stored is not _LARGE:
                 return stored
-        try:
-            row = self._table.get(b"f" + self._iid + name.encode())
-        except UnicodeEncodeError:
-            return ABSENT  # no field can have such a name
+        row = self._row(name)
         if row is None:
             return ABSENT
         stored = self._small(row)
         return self._large(row) if stored is _LARGE else stored
+
+    def _row(self, name: str) -> bytes | None:
+        """Return a field's row; None for a name that no field can have."""
+        try:
+            # Without a name this would be the key of the head.
+            return self._table.get(b"f" + self._iid + name.encode()) if name else None
+        except UnicodeEncodeError:
+            return None
 
     def _small(self, row: bytes) -> Any:
         """Return the value that stands in a field row, _LARGE when it stands elsewhere."""

@@ -201,7 +201,8 @@ class _Instance:
         try:
             return self.fields[name]
         except KeyError:
-            row = self.writer.table.get(b"f" + self.iid + name.encode())
+            # Without a name (a stranger's guard) this would be the key of the head.
+            row = self.writer.table.get(b"f" + self.iid + name.encode()) if name else None
             field = self.fields[name] = None if row is None else _Field.unpack(row)
             return field
 
