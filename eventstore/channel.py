@@ -53,6 +53,7 @@ class Channel:
         self._newest: dict[int, Receipt] = {}
         self._failed: list[Receipt] = []
         self._closed = False
+        self._repairs: int | None = None
         abandon_in_child(self)
 
     # --- writing --------------------------------------------------------------------------------
@@ -254,6 +255,19 @@ class Channel:
             idle_s=self.config.view_slot_idle_s,
         )
 
+    def generation(self) -> int:
+        """Return how often the log was repaired, as far as this process knows; see fold.py.
+
+        For guards that no state came with. The metadata are asked once, so that a process which
+        only appends opens no view: a repair by another process is known after the next read.
+        """
+        if self._follower is not None:
+            return self._follower.repairs
+        if self._repairs is None:
+            topic = self._topic or self.log.topic(self._topic_name, create=False)
+            self._repairs = 0 if topic is None else repairs_of(self.log, topic).number
+        return self._repairs
+
     def opened(self) -> Follower:
         """Return the view of an app that is known to have events."""
         follower = self._follower or self._open()
@@ -346,9 +360,9 @@ class Channel:
             )
         follower = self._open()
         assert follower is not None
-        body = {"generation": 0, "begin": firsts}
+        # The number of the repair, so that a writer without a view knows its generation too.
+        body = {"generation": repairs.number + 1, "begin": firsts}
         for partition in range(topic.partitions):
-            body["generation"] = follower.generation(partition) + 1
             note = Event(Kind.NOTE, GENERATION_NOTE, orjson.dumps(body))
             key = self._note_key(topic, partition)
             receipt = Receipt(self, key.decode())

@@ -227,6 +227,11 @@ class Follower:
                 self._reopen()
             self.behind = any(self.offsets_next[p] < end for p, end in self._seen.items())
 
+    @property
+    def repairs(self) -> int:
+        """How often an operator repaired the log: the generation of each of its partitions."""
+        return self._repairs.number
+
     def generation(self, partition: int) -> int:
         """Return the generation of a partition's log (see fold.py)."""
         return self._writer.progress(partition).generation

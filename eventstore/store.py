@@ -333,7 +333,7 @@ class App:
         operations = diff if isinstance(diff, Diff) else self._as_diff(diff)
         if self._validate:
             operations = self._type.check_diff(operations)
-        generation = 0
+        generation: int | None = None
         if isinstance(guard, State):
             generation = guard.generation
             guard = Guard(
@@ -343,6 +343,8 @@ class App:
             if guard is not None:
                 raise ConfigError("append: give guard= or expected_version=, not both")
             guard = Guard(expected_version, ("*",))
+        if guard is not None and generation is None:
+            generation = self._channel.generation()
         return Event(
             Kind.DIFF,
             name,
@@ -351,7 +353,7 @@ class App:
             idempotency_key=idempotency_key,
             times=None if occurred_at is None else Times(epoch_us(occurred_at)),
             origin=_origin(actor, meta),
-            generation=generation,
+            generation=generation or 0,
         )
 
     def _as_diff(self, fields: object) -> Diff:
@@ -454,11 +456,11 @@ class App:
             InvalidDiff: the state is one of another instance; nothing was written.
             LogUnavailable, OutcomeUnknown, ReadTimeout: see errors.py for what was written.
         """
-        diff, base = state.diff, state.version
+        diff, base, generation = state.diff, state.version, state.generation
         if state.version is None:
             diff = Diff.from_json([["set", field, kept] for field, kept in state.to_json().items()])
             fields: frozenset[str] = frozenset("*")
-            base = 0
+            base, generation = 0, self._channel.generation()
         else:
             if (state.app, state.instance) != (self.name, instance):
                 raise InvalidDiff(
@@ -482,7 +484,7 @@ class App:
             idempotency_key=idempotency_key,
             times=None if occurred_at is None else Times(epoch_us(occurred_at)),
             origin=_origin(actor, meta),
-            generation=state.generation,
+            generation=generation,
         )
         entry = self._channel.sure(instance, event, timeout_s)
         return self._committed(instance, entry, base)
@@ -732,6 +734,7 @@ class App:
                 body=body,
                 # One chain: the parts of two forks to one name cannot be mixed.
                 guard=Guard(0, (), fork_id, part),
+                generation=source.generation,
                 fork=ForkOf(self.name, instance, source.version, part, len(bodies)),
                 origin=_origin(actor, None),
             )
