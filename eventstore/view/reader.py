@@ -309,6 +309,19 @@ class Snapshot:
             return shape_of(self.json(name))
         return int(shape) if version > self._floor else Shape.ABSENT
 
+    def changed_at(self, name: str) -> int | None:
+        """Return the version at which a present field last changed, as of this version."""
+        row = self._row(name)
+        if row is None:
+            return None
+        fid, version, _, _, _, _ = _field_head(row)
+        if version > self.version:
+            found = self._last(fid)
+            if found is None:
+                return None
+            version = U64.unpack_from(found[0], 13)[0]
+        return int(version) if version > self._floor else None
+
     def names(self) -> Iterable[str]:
         """Return the names of the present fields, in byte order."""
         return self._all()
