@@ -20,6 +20,8 @@ from typing import Literal
 
 from eventstore import App, Conflict, Diff, EventStore, Rejected, State
 from eventstore import follow as follow_module
+from eventstore.view.base import WriteBatch
+from eventstore.view.rocks import RocksTable
 
 INSTANCES = 3
 
@@ -36,10 +38,23 @@ def main() -> None:
     published = os.environ.get("FOLDLOG_TEST_PUBLISH_RECORDS")
     if published:  # so that few events are enough to publish a checkpoint
         vars(follow_module)["_PUBLISH_RECORDS"] = int(published)
+    if os.environ.get("FOLDLOG_TEST_FLUSH"):
+        flush_every_batch()
     store = EventStore(url)
     COMMANDS[command](store.app("app"), arguments)
     if command != "leave":
         store.close()
+
+
+def flush_every_batch() -> None:
+    """Put each batch of a view on disk at once: a kill then leaves exactly what was written."""
+    write = RocksTable.write
+
+    def write_and_flush(table: RocksTable, batch: WriteBatch) -> None:
+        write(table, batch)
+        table.flush()
+
+    RocksTable.write = write_and_flush  # type: ignore[method-assign,assignment]
 
 
 def number_of(token: str) -> int:

@@ -139,6 +139,24 @@ def test_a_view_with_a_damaged_block_says_so_and_can_be_rebuilt(tmp_path: Path) 
     assert set_aside(tmp_path)
 
 
+def test_a_view_that_says_something_else_than_its_log_is_found_out(tmp_path: Path) -> None:
+    with EventStore(tmp_path) as store:
+        store.app("app").append("i0", {"n": 1}).result()
+        store.app("app").get("i0")
+    table = RocksTable(slot(tmp_path))
+    key, row = next(table.scan(b"f", b"g", reverse=True))
+    batch = table.batch()
+    batch.put(key, row[:-1] + b"2")
+    table.write(batch)
+    table.close()
+
+    with EventStore(tmp_path) as store:
+        verified = verify_app(store, "app")
+
+    assert not verified
+    assert verified.differences == ("i0['n']: the view says 2, the log 1",)
+
+
 # --- another log ---
 
 

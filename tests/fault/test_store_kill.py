@@ -47,8 +47,14 @@ WRITES = 16
     ],
 )
 def test_a_kill_at_a_named_point_loses_nothing_and_repeats_nothing(
-    tmp_path: Path, point: str, passage: int, unsaid: set[int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+    passage: int,
+    unsaid: set[int],
 ) -> None:
+    if point.startswith("view."):  # else the kill takes all that RocksDB has in memory, too
+        monkeypatch.setenv("FOLDLOG_TEST_FLUSH", "1")
     with store_child("write", tmp_path, "a", 0, WRITES, 1, fault=f"{point}:{passage}") as killed:
         killed.end()
 
