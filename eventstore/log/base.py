@@ -63,6 +63,8 @@ class Ownership(ABC):
     continued, a network that was cut): ownership only saves work, correctness never needs it.
     `changed` (given to `Log.own`) is called with the new set after each change, from a thread of
     the log's; a shard that leaves the set may be held by somebody else when that call returns.
+    The membership is locked meanwhile: `changed` may call `close` itself, but must not wait for
+    another thread that does.
     """
 
     @property
@@ -122,10 +124,11 @@ class Log(ABC):
         partition. Blocks only while the buffer is full. The records of one call are stored
         together (one group commit) where the log can do so.
 
-        A delivery's error is LogUnavailable (not written), OutcomeUnknown, or Closed.
+        A delivery's error is LogUnavailable or EventTooLarge (not written), or OutcomeUnknown.
 
         Raises:
             Closed: the log is closed, or this is a child of os.fork(); nothing was queued.
+            EventTooLarge: a value is above what the log can take; nothing was queued.
             LogUnavailable: the buffer stayed full for the whole deadline; nothing was queued.
         """
 
@@ -133,8 +136,13 @@ class Log(ABC):
     def drive(self, timeout_s: float | None) -> None:
         """Help queued records along, or wait until something was delivered (at most `timeout_s`).
 
-        A caller that needs its record now calls this in a loop until its delivery was told. The
-        embedded log commits in the caller's own thread then, which saves two thread switches.
+        It may return before the caller's own record was told: a caller that needs it now calls
+        this in a loop. The embedded log commits in the caller's own thread then, which saves two
+        thread switches.
+
+        Raises:
+            Closed: this is a child of os.fork(), or the log is closed; a closed log, which has
+                told all deliveries, may also just return.
         """
 
     @abstractmethod
@@ -179,6 +187,9 @@ class Log(ABC):
 
         Woken by appends of any process. May return True too early, never too late by more than
         the poll interval of the backend.
+
+        Raises:
+            Closed: the log is closed, before the call or during it; or False is returned.
         """
 
     @abstractmethod
