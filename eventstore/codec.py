@@ -197,13 +197,15 @@ _NEWEST: Final = _SCHEMAS[FINGERPRINT]
 #: What follows them then: eleven nulls, generation 0 and one more null, each one byte 0.
 _PLAIN_PARTS: Final = tuple(Event(Kind.DIFF)[3:])
 _PLAIN_SUFFIX: Final = bytes(len(_PLAIN_PARTS))
+#: The header, the kind, and an empty name.
+_HEADS: Final = {kind: _HEADER + bytes((kind << 1, 0)) for kind in Kind}
 _KINDS_BY_BYTE: Final = {kind << 1: kind for kind in Kind}
 
 
 def _plain_bytes(event: Event) -> bytes:
     kind, name, body = event[:3]
-    head = bytes((kind << 1,)) + _length(len(name)) + name.encode()
-    return b"".join((_HEADER, head, _length(len(body)), body, _PLAIN_SUFFIX))
+    head = _HEADS[kind] if not name else _HEADS[kind][:-1] + _length(len(name)) + name.encode()
+    return b"%b%b%b%b" % (head, _length(len(body)), body, _PLAIN_SUFFIX)
 
 
 def _plain_event(value: bytes) -> Event | None:

@@ -28,39 +28,39 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    namespace: str = Field("foldlog", pattern=NAME_PATTERN)
+    namespace: str = Field(default="foldlog", pattern=NAME_PATTERN)
 
     #: Largest encoded event, on every log. Kafka brokers take 1 MiB by default; ours leaves room
     #: for the record's own header, so that no topic setting above the default is needed.
-    event_bytes_max: int = Field(1_000_000, ge=1_000, le=100_000_000)
+    event_bytes_max: int = Field(default=1_000_000, ge=1_000, le=100_000_000)
     #: Bytes of appends that may wait for the log; a full buffer makes `append` wait.
-    buffer_bytes_max: int = Field(64 * 1024 * 1024, ge=1_000_000)
+    buffer_bytes_max: int = Field(default=64 * 1024 * 1024, ge=1_000_000)
     #: How long an append may stay unacknowledged before it is LogUnavailable or OutcomeUnknown.
-    append_timeout_s: float = Field(30.0, gt=0)
+    append_timeout_s: float = Field(default=30.0, gt=0)
     #: How long a read waits for the log or for the view before ReadTimeout.
-    read_timeout_s: float = Field(30.0, gt=0)
+    read_timeout_s: float = Field(default=30.0, gt=0)
 
     #: "full": an acknowledged event survives a power cut. "process": it survives a killed process;
     #: a power cut can lose what was acknowledged since the last checkpoint. Embedded log only.
-    durability: str = Field("full", pattern="^(full|process)$")
+    durability: str = Field(default="full", pattern="^(full|process)$")
     #: How often a waiting reader of the embedded log looks by itself, should a nudge be lost.
-    poll_interval_ms: int = Field(25, ge=1, le=10_000)
+    poll_interval_ms: int = Field(default=25, ge=1, le=10_000)
     #: Network file systems do not keep SQLite's locks; True takes the risk.
     allow_network_filesystem: bool = False
 
     #: Where views live: beside the embedded log, or in the user's cache folder.
     view_path: Path | None = None
     #: Memory for hot fields and, separately, for RocksDB's blocks, per app.
-    view_cache_bytes: int = Field(32 * 1024 * 1024, ge=1_000_000)
+    view_cache_bytes: int = Field(default=32 * 1024 * 1024, ge=1_000_000)
     #: A slot that nobody opened for so long is deleted by the next process that opens the app.
-    view_slot_idle_s: float = Field(7 * 24 * 3600.0, gt=0)
+    view_slot_idle_s: float = Field(default=7 * 24 * 3600.0, gt=0)
 
     #: Kafka: False never creates a topic; the error then has the command that does.
     create_topics: bool = True
     #: Kafka: partitions of topics that we create; fixed for the life of an app.
-    partitions: int = Field(8, ge=1, le=10_000)
+    partitions: int = Field(default=8, ge=1, le=10_000)
     #: Kafka: replicas of topics that we create; None is the lower of 3 and the number of brokers.
-    replication: int | None = Field(None, ge=1)
+    replication: int | None = Field(default=None, ge=1)
     #: Kafka: options of librdkafka by their own names. Values never appear in a message or repr.
     kafka: dict[str, SecretStr] = Field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from eventstore import values
 from eventstore.channel import Channel, as_entry
 from eventstore.config import NAME_PATTERN, Config
-from eventstore.diff import ABSENT, Diff
+from eventstore.diff import ABSENT, Diff, encode_fields
 from eventstore.diff import Path as FieldPath
 from eventstore.errors import (
     Closed,
@@ -309,7 +309,9 @@ class App:
         return self._channel.send([(item[0], self._item_event(item)) for item in items])
 
     def _item_event(self, item: tuple[Any, ...]) -> Event:
-        options = item[2] if len(item) > 2 else {}
+        if len(item) == 2:
+            return self._diff_event(item[1], "", None, None, None, None, None, None)
+        options = item[2]
         defaults: dict[str, Any] = {
             "name": "", "guard": None, "expected_version": None, "idempotency_key": None,
             "occurred_at": None, "actor": None, "meta": None,
@@ -330,15 +332,18 @@ class App:
         actor: str | None,
         meta: Mapping[str, object] | None,
     ) -> Event:
-        operations = diff if isinstance(diff, Diff) else self._as_diff(diff)
-        if self._validate:
-            operations = self._type.check_diff(operations)
         generation: int | None = None
-        if isinstance(guard, State):
-            generation = guard.generation
-            guard = Guard(
-                guard.version or 0, tuple(sorted(guard.observed | operations.overwritten()))
-            )
+        if type(diff) is dict and not self._validate and not isinstance(guard, State):
+            body = encode_fields(diff)
+        else:
+            operations = diff if isinstance(diff, Diff) else self._as_diff(diff)
+            if self._validate:
+                operations = self._type.check_diff(operations)
+            body = operations.encode()
+            if isinstance(guard, State):
+                generation = guard.generation
+                fields = guard.observed | operations.overwritten()
+                guard = Guard(guard.version or 0, tuple(sorted(fields)))
         if expected_version is not None:
             if guard is not None:
                 raise ConfigError("append: give guard= or expected_version=, not both")
@@ -348,7 +353,7 @@ class App:
         return Event(
             Kind.DIFF,
             name,
-            operations.encode(),
+            body,
             guard,
             idempotency_key=idempotency_key,
             times=None if occurred_at is None else Times(epoch_us(occurred_at)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -63,6 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        # Views of a Kafka log live in the user's cache folder; those of tests do not stay there.
+        caches = tempfile.mkdtemp(prefix="foldlog-tests-")
+        os.environ["XDG_CACHE_HOME"] = caches
+        config.add_cleanup(lambda: shutil.rmtree(caches, ignore_errors=True))
     config.stash[_counts] = {"run": 0, "skipped": 0}
     if not hasattr(config, "workerinput"):  # under xdist the controller gets every report
         config.pluginmanager.register(_KafkaCount(config.stash[_counts]))

@@ -12,10 +12,14 @@ kafka_settings.py states what we ask of Kafka, kafka_client.py asks the question
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import orjson
 from confluent_kafka import murmur2
@@ -56,6 +60,17 @@ _METADATA_RECORDS_MAX = 1_000
 _METADATA_BYTES_MAX = 4 * 1024 * 1024
 
 
+def _user_cache() -> Path:
+    """Return our folder among the user's caches: what is in it can be made again from the log."""
+    if sys.platform == "darwin":
+        caches = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        caches = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "foldlog"
+
+
 class KafkaLog(Log):
     """A log on a Kafka cluster. Reading creates nothing; the first write of an app its topic."""
 
@@ -71,6 +86,7 @@ class KafkaLog(Log):
         """
         self._address = parse_url(url, config)
         self.url = self._address.url
+        self.view_root = _user_cache() / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self._config = config
         self._cluster = Cluster(self._address, config.read_timeout_s)
         self._writer = KafkaWriter(self._address, config)

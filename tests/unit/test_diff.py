@@ -22,6 +22,7 @@ from eventstore.diff import (
     apply_operation,
     check_depth,
     diff_between,
+    encode_fields,
     shape_of,
 )
 from eventstore.errors import InvalidDiff, UnsupportedValue
@@ -559,3 +560,29 @@ def test_two_states_differ_by_the_smallest_diff_in_sight(
     old: dict[str, object], new: dict[str, object], diff: Diff
 ) -> None:
     assert diff_between(old, new) == diff
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"a": 1, "b": "text", "c": None, "d": True},
+        {"a": [1], "b": 1.5},
+        {"a": 2**63, "b": -(2**63)},
+        {"a": Decimal(1)},
+        {"\N{SNOWMAN}": "\N{SNOWMAN}"},
+    ],
+)
+def test_fields_encode_like_their_diff(fields: dict[str, object]) -> None:
+    assert encode_fields(fields) == Diff(fields).encode()
+
+
+@pytest.mark.parametrize("fields", [{"": 1}, {"*": 1}, {1: 1}, {"\ud800": 1}])
+def test_fields_are_refused_like_their_diff(fields: dict[Any, object]) -> None:
+    with pytest.raises(InvalidDiff):
+        encode_fields(fields)
+
+
+def test_a_value_that_cannot_be_encoded_is_named_by_its_field() -> None:
+    with pytest.raises(UnsupportedValue, match="b"):
+        encode_fields({"a": 1, "b": "\ud800"})
