@@ -16,7 +16,7 @@ from eventstore.log.kafka_settings import Address
 
 __all__ = ["GroupOwnership"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 #: How long one poll lasts at most, and so a clean leave begins at the latest after it.
 _POLL_S = 0.05
@@ -81,11 +81,13 @@ class GroupOwnership(Ownership):
             try:
                 self._consumer.poll(_POLL_S)
             except Exception:  # of `changed`, which is not ours; the membership goes on
-                log.exception("the owner of %s failed to take a change of its shards", self._topic)
+                logger.exception(
+                    "the owner of %s failed to take a change of its shards", self._topic.name
+                )
         try:
             self._consumer.close()
         except Exception:
-            log.exception("the owner of %s failed as it gave its shards back", self._topic)
+            logger.exception("the owner of %s failed as it gave its shards back", self._topic.name)
         self._set(frozenset())
 
     def _gained(self, consumer: Consumer, places: Sequence[Place]) -> None:
@@ -101,7 +103,7 @@ class GroupOwnership(Ownership):
         try:
             consumer.incremental_unassign(list(places))
         except KafkaException:  # lost ones are unassigned already
-            log.debug("shards were gone before they were given back", exc_info=True)
+            logger.debug("shards were gone before they were given back", exc_info=True)
 
     def _partitions(self, places: Sequence[Place]) -> frozenset[int]:
         # The app has the partitions that it was created with, whatever was added to the topic.

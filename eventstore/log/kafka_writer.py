@@ -37,7 +37,7 @@ from eventstore.testing import fault_point
 
 __all__ = ["KafkaWriter"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 #: How long the thread that hands out deliveries sleeps at most, so that it sees deadlines and the
 #: end. Deliveries themselves wake it at once.
@@ -148,7 +148,7 @@ class _Generation:
                 try:
                     row.deliveries.popleft().failed(self._unknown(why))
                 except Exception:  # the others must hear of it too
-                    log.exception("a delivery raised")
+                    logger.exception("a delivery raised")
 
     def translated(self, error: KafkaError, size_bytes: int) -> Exception:
         if error.code() in _TOO_LARGE:
@@ -358,7 +358,7 @@ class KafkaWriter:
             generation.fault = generation.fault or reason(error, self._address)
             served = 1
         except Exception:  # of somebody's `delivered` or `failed`: the other records go on
-            log.exception("a delivery raised")
+            logger.exception("a delivery raised")
             served = 1
         if served:
             self._announce()
