@@ -19,7 +19,6 @@ from eventstore.errors import ConfigError, LogUnavailable
 from eventstore.testing import fault_point
 
 __all__ = [
-    "FileState",
     "SqliteFile",
     "filesystem_of",
     "is_network_filesystem",
@@ -76,17 +75,6 @@ _NETWORK_FILESYSTEMS = frozenset(
         "coda",
     ]
 )
-
-
-class FileState:
-    """What stands at a path: nothing of anybody, or a log of ours with its identity."""
-
-    def __init__(self, identity: str | None) -> None:
-        self.identity = identity
-
-    @property
-    def is_empty(self) -> bool:
-        return self.identity is None
 
 
 class SqliteFile:
@@ -153,8 +141,8 @@ class SqliteFile:
         """
         if not self.exists():
             return None
-        connection, state = self._open(create=False)
-        if state.is_empty:
+        connection, is_made = self._open()
+        if not is_made:
             connection.close()
             return None
         return connection
@@ -168,9 +156,9 @@ class SqliteFile:
         if not self.exists():
             self._create_file()
             return
-        connection, state = self._open(create=False)
+        connection, is_made = self._open()
         try:
-            if state.is_empty:
+            if not is_made:
                 with self.translated("created"):
                     self._create_tables(connection)
         finally:
@@ -227,26 +215,27 @@ class SqliteFile:
             )
         return LogUnavailable(f"{what}: {type(error).__name__}: {error}")
 
-    def _open(self, *, create: bool) -> tuple[apsw.Connection, FileState]:
-        flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    def _open(self) -> tuple[apsw.Connection, bool]:
+        """Open the file that is there; say whether a log was made in it yet."""
         with self.translated("opened"):
-            connection = apsw.Connection(str(self.path), flags=flags)
+            connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             with self.translated("opened"):
                 connection.set_busy_timeout(self._busy_timeout_ms)
-                state = self._state(connection)
+                is_made = self._is_made(connection)
                 self._set_up(connection)
         except BaseException:
             connection.close()
             raise
-        return connection, state
+        return connection, is_made
 
-    def _state(self, connection: apsw.Connection) -> FileState:
+    def _is_made(self, connection: apsw.Connection) -> bool:
+        """Say whether the file is a log of ours, or still empty; ConfigError when it is neither."""
         application_id = connection.pragma("application_id")
         layout = connection.pragma("user_version")
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
         if application_id == 0 and layout == 0 and tables == 0:
-            return FileState(None)
+            return False
         if application_id != APPLICATION_ID:
             raise ConfigError(
                 f"{self.path} is a database of another application (application_id"
@@ -257,9 +246,7 @@ class SqliteFile:
                 f"{self.path} has layout {layout}, this release knows layout {LAYOUT}: upgrade"
                 " this program; the file was left as it is"
             )
-        identity = connection.execute("SELECT identity FROM file").get
-        assert isinstance(identity, str)
-        return FileState(identity)
+        return True
 
     def _set_up(self, connection: apsw.Connection) -> None:
         self._set_durability(connection)
