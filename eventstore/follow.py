@@ -7,6 +7,7 @@ to it that one thread folds at a time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -25,8 +26,9 @@ from eventstore.errors import (
 from eventstore.log.base import Log, Topic
 from eventstore.view.base import TableUnavailable
 from eventstore.view.opening import OpenView
+from eventstore.view.packing import record_digest
 from eventstore.view.reader import ViewReader
-from eventstore.view.writer import ViewWriter, record_digest
+from eventstore.view.writer import ViewWriter
 
 __all__ = ["FollowProgress", "Follower", "Repairs", "quarantined", "repairs_of"]
 
@@ -124,10 +126,11 @@ class Follower:
     def start(self) -> None:
         """Fold everything that the log has now, then go on in a thread.
 
+        A partition that goes no further (an unknown schema, a log that was cut) does not keep
+        the others from being read; `check` raises its reason.
+
         Raises:
-            LogTruncated: the log lost events that were folded already; nothing was changed.
             LogUnavailable: the log cannot be reached.
-            UnknownSchema: a partition waits at an event of a newer schema.
         """
         self._fold_all()
         self._thread.start()
@@ -138,10 +141,9 @@ class Follower:
         begun = dict(self.offsets_next)
         reported = time.monotonic()
         for partition, end in ends.items():
-            while self.offsets_next[partition] < end:
-                with self._lock:
+            while self.offsets_next[partition] < end and partition not in self._stopped:
+                with self._lock, contextlib.suppress(LogTruncated):  # it stands in _stopped
                     self._advance(partition)
-                self._check(partition)
                 now = time.monotonic()
                 if self._report is not None and now - reported >= _REPORT_INTERVAL_S:
                     reported = now
@@ -187,7 +189,7 @@ class Follower:
                 if self._closing.is_set():
                     raise Closed(f"app {self.topic.name}: the store is closed")
                 if left <= 0:
-                    self._check(partition)
+                    self.check(partition)
                     raise ReadTimeout(
                         f"the view of {self.topic.name} is at offset"
                         f" {self.offsets_next[partition] - 1} of partition {partition}, not at"
@@ -199,21 +201,33 @@ class Follower:
                     moved = self.offsets_next[partition] > offset or self._advance(partition)
                 finally:
                     self._lock.release()
-                self._check(partition)
+                self.check(partition)
                 if not moved:
                     wanted = {partition: self.offsets_next[partition]}
                     self._log.wait(self.topic, wanted, min(left, 0.25))
 
-    def catch_up(self, timeout_s: float) -> None:
-        """Return when the view has everything that was acknowledged to anyone before the call."""
+    def catch_up(self, timeout_s: float, partition: int | None = None) -> None:
+        """Return when the view has everything that was acknowledged to anyone before the call.
+
+        Of all partitions, or of one. Raises as `wait_for`.
+        """
         folded = dict(self.offsets_next)
-        ends = {partition: self._log.offset_end(self.topic, partition) for partition in folded}
+        if partition is not None:
+            folded = {partition: folded[partition]}
+        ends = {one: self._log.offset_end(self.topic, one) for one in folded}
         if any(ends[partition] < folded[partition] for partition in folded):
             # The log was cut under our feet: what is to be read now may stand at offsets that
             # were folded from other events.
             with self._lock:
                 self._verify()
+            self.check(partition)
         self.wait_for({partition: end - 1 for partition, end in ends.items()}, timeout_s)
+
+    def check(self, partition: int | None = None) -> None:
+        """Raise why a partition, or any, goes no further: what is read of it would be old."""
+        for stopped, error in list(self._stopped.items()):
+            if partition is None or partition == stopped:
+                raise error
 
     def recover(self, timeout_s: float) -> None:
         """Return when the view has again what was read from it before it had to be opened anew.
@@ -237,14 +251,14 @@ class Follower:
         return self._writer.progress(partition).generation
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether some partition goes no further; see `check`."""
+        return bool(self._stopped)
+
+    @property
     def stopped(self) -> dict[int, EventStoreError]:
         """The partitions that go no further, and why."""
         return dict(self._stopped)
-
-    def _check(self, partition: int) -> None:
-        error = self._stopped.get(partition)
-        if error is not None:
-            raise error
 
     # --- folding --------------------------------------------------------------------------------
 
@@ -256,6 +270,9 @@ class Follower:
             self._reopen()
         if self._suspect:
             self._verify()
+        stopped = self._stopped.get(partition)
+        if isinstance(stopped, LogTruncated):
+            raise stopped
         offset = self.offsets_next[partition]
         try:
             batch = self._log.read(
@@ -308,8 +325,13 @@ class Follower:
             self._stopped[partition] = error
 
     def _verify(self) -> None:
-        for partition in self.offsets_next:
-            self._verify_partition(partition)
+        for partition in list(self.offsets_next):
+            try:
+                self._verify_partition(partition)
+            except LogTruncated as error:
+                if self._reopened_on_other_log():
+                    return  # and still suspect: what was opened is looked at in its turn
+                self._stopped[partition] = error
         self._suspect = False
 
     def _verify_partition(self, partition: int) -> None:

@@ -39,9 +39,11 @@ import struct
 from typing import Final
 
 __all__ = [
+    "AFTER_FID",
+    "AFTER_IID",
     "BIG",
     "CHAIN",
-    "EFFECT_DIGEST_BYTES",
+    "DIGEST_BYTES",
     "FIELD",
     "HEAD",
     "HISTORY",
@@ -49,10 +51,14 @@ __all__ = [
     "LAYOUT",
     "META",
     "NEXT_IID",
+    "OFFSET_AT",
     "PENDING",
     "PROGRESS",
+    "TIME_AT",
     "U32",
     "U64",
+    "VERDICT_AT",
+    "VERSION_AT",
     "digest",
     "prefix_end",
 ]
@@ -66,10 +72,15 @@ NEXT_IID: Final = b"N"
 #: Values up to here are kept whole in their field row and rewritten whole.
 INLINE_BYTES_MAX: Final = 512
 
-EFFECT_DIGEST_BYTES: Final = 16
+#: Enough that no two effects, keys or records of one log ever share a digest.
+DIGEST_BYTES: Final = 16
 
 U32: Final = struct.Struct(">I")
 U64: Final = struct.Struct(">Q")
+
+#: Where the rest of a key begins, behind its letter and the iid, or both numbers.
+AFTER_IID: Final = 1 + 8
+AFTER_FID: Final = AFTER_IID + 4
 
 #: offset_next, leader epoch, generation, records, foreign, refused, offset of the last record
 PROGRESS: Final = struct.Struct(">QqIQQQq")
@@ -82,14 +93,19 @@ FIELD: Final = struct.Struct(">IQQBHB")
 BIG: Final = struct.Struct(">QQIQ")
 #: partition, offset, time_ms, kind, verdict, version after, winner, cause (-1: none), reason length
 HISTORY: Final = struct.Struct(">IQQBBQqqH")
+#: Where those stand in a history row that are looked for in many rows and asked for alone.
+OFFSET_AT: Final = 4
+TIME_AT: Final = 12
+VERDICT_AT: Final = 21
+VERSION_AT: Final = 22
 #: parts, attempts, due_ms (-1: not delayed), time_ms, length of the name
 PENDING: Final = struct.Struct(">IIqQH")
 CHAIN: Final = struct.Struct(">q?")
 
 
 def digest(*parts: bytes) -> bytes:
-    """Return 16 bytes that stand for `parts`; lengths keep one from running into the next."""
-    hashed = hashlib.blake2b(digest_size=16)
+    """Return DIGEST_BYTES that stand for `parts`; lengths keep one from running into the next."""
+    hashed = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         hashed.update(U64.pack(len(part)))
         hashed.update(part)

@@ -19,7 +19,7 @@ from eventstore.rows import Pending
 from eventstore.view import keys
 from eventstore.view.base import Table
 from eventstore.view.keys import U32, U64
-from eventstore.view.writer import Progress, replay, sequence_of_version, unpack_pending
+from eventstore.view.packing import Progress, replay, sequence_of_version, unpack_pending
 
 __all__ = ["Head", "HistoryRow", "PendingRow", "RefusedRow", "Snapshot", "ViewReader"]
 
@@ -150,7 +150,7 @@ class ViewReader:
         if floor > version:
             prefix = b"r" + head.iid
             row = self._table.last(prefix, prefix + U64.pack(version + 1))
-            floor = 0 if row is None else U64.unpack_from(row[0], 9)[0]
+            floor = 0 if row is None else U64.unpack_from(row[0], keys.AFTER_IID)[0]
         return Snapshot(self._table, head.iid, version, floor)
 
     def _keep(self, iid: bytes, version: int, fields: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ class ViewReader:
         end = head.sequence if end is None else min(end, head.sequence)
         rows = self._table.scan(prefix + U64.pack(start), prefix + U64.pack(end), reverse=reverse)
         for key, row in rows:
-            yield _history(U64.unpack_from(key, 9)[0], row)
+            yield _history(U64.unpack_from(key, keys.AFTER_IID)[0], row)
 
     def event(self, head: Head, sequence: int) -> HistoryRow | None:
         """Return one event of an instance."""
@@ -196,7 +196,7 @@ class ViewReader:
         """Return the sequence of the event that made a version."""
         return sequence_of_version(self._history_row(head), head.sequence, version)
 
-    def sequence_end_at(self, head: Head, place: int, at: int) -> int:
+    def _sequence_end_at(self, head: Head, place: int, at: int) -> int:
         """Return how many events have a number at or below `at`, at byte `place` of their row.
 
         Offsets and times rise with the sequence, so this is a binary search.
@@ -213,17 +213,18 @@ class ViewReader:
 
     def sequence_end_at_offset(self, head: Head, offset: int) -> int:
         """Return how many events of the instance lie at or before an offset of its partition."""
-        return self.sequence_end_at(head, 4, offset)
+        return self._sequence_end_at(head, keys.OFFSET_AT, offset)
 
     def sequence_end_at_time(self, head: Head, time_ms: int) -> int:
         """Return how many events of the instance happened at or before a time."""
-        return self.sequence_end_at(head, 12, time_ms)
+        return self._sequence_end_at(head, keys.TIME_AT, time_ms)
 
     def version_after(self, head: Head, sequence_end: int) -> int:
         """Return the version after the first `sequence_end` events."""
         if sequence_end == 0:
             return 0
-        return int(U64.unpack_from(self._history_row(head)(sequence_end - 1), 22)[0])
+        row = self._history_row(head)(sequence_end - 1)
+        return int(U64.unpack_from(row, keys.VERSION_AT)[0])
 
     # --- requests and what became of them ---------------------------------------------------------
 
@@ -232,10 +233,10 @@ class ViewReader:
         prefix = b"p" if head is None else b"p" + head.iid
         name, name_of = "", b""
         for key, row in self._table.scan(prefix, keys.prefix_end(prefix)):
-            iid = key[1:9]
+            iid = key[1 : keys.AFTER_IID]
             if iid != name_of:
                 name, name_of = self._name(iid), iid
-            request, time_ms = unpack_pending(U64.unpack_from(key, 9)[0], row)
+            request, time_ms = unpack_pending(U64.unpack_from(key, keys.AFTER_IID)[0], row)
             yield PendingRow(name, request, time_ms)
 
     def answered(self, head: Head, cause: int) -> int | None:
@@ -249,8 +250,8 @@ class ViewReader:
         for key, row in self._table.scan(prefix, keys.prefix_end(prefix)):
             if row[0] != kind:
                 continue
-            iid, sequence = key[1:9], U64.unpack_from(key, 9)[0]
-            event = self._table.get(b"h" + iid + key[9:])
+            iid, sequence = key[1 : keys.AFTER_IID], U64.unpack_from(key, keys.AFTER_IID)[0]
+            event = self._table.get(b"h" + iid + U64.pack(sequence))
             assert event is not None  # written in the same batch
             yield self._name(iid), _history(sequence, event)
 
@@ -319,7 +320,7 @@ class Snapshot:
             found = self._last(fid)
             if found is None:
                 return None
-            version = U64.unpack_from(found[0], 13)[0]
+            version = U64.unpack_from(found[0], keys.AFTER_FID)[0]
         return int(version) if version > self._floor else None
 
     def names(self) -> Iterable[str]:
@@ -345,7 +346,7 @@ class Snapshot:
                 # The head has no field's name behind the prefix.
                 stored = ABSENT if key == prefix else self._small(row)
                 if stored is not ABSENT:
-                    fields[key[9:].decode()] = stored
+                    fields[key[keys.AFTER_IID :].decode()] = stored
             self._fields = fields
             if self._keep is not None:
                 self._keep(self._iid, self.version, fields)
@@ -379,7 +380,7 @@ class Snapshot:
             found = self._last(_field_head(row)[0])
             if found is None or found[1] == b"T":
                 return ABSENT
-            if U64.unpack_from(found[0], 13)[0] <= self._floor:
+            if U64.unpack_from(found[0], keys.AFTER_FID)[0] <= self._floor:
                 return ABSENT
             value = found[1]
             small = value[:1] == b"B" and len(value) <= keys.INLINE_BYTES_MAX
@@ -399,7 +400,9 @@ class Snapshot:
         key, value = found
         if value[:1] == b"B":
             return value[1:]
-        return self._replay(fid, U64.unpack_from(value, 1)[0], U64.unpack_from(key, 13)[0])
+        return self._replay(
+            fid, U64.unpack_from(value, 1)[0], U64.unpack_from(key, keys.AFTER_FID)[0]
+        )
 
     def _last(self, fid: int) -> tuple[bytes, bytes] | None:
         prefix = b"v" + self._iid + U32.pack(fid)

@@ -9,8 +9,8 @@ nor applies one twice (tests/fault).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, Final
 
 import orjson
 
@@ -19,13 +19,15 @@ from eventstore.diff import Shape, apply_operation
 from eventstore.errors import CorruptEvent, UnknownSchema
 from eventstore.events import SYSTEM_PREFIX, Batch, Event, Kind, Record, Verdict
 from eventstore.fold import fold
-from eventstore.rows import UNKNOWN, ChainRow, Change, FieldRow, KeyRow, Outcome, Pending, Touch
+from eventstore.rows import UNKNOWN, Change, FieldRow, Outcome, Pending
 from eventstore.testing import fault_point
 from eventstore.view import keys
 from eventstore.view.base import Table, WriteBatch
+from eventstore.view.instance import Field, Instance
 from eventstore.view.keys import U32, U64
+from eventstore.view.packing import Progress, pack_pending, record_digest, replay
 
-__all__ = ["INSTANCE_BYTES_MAX", "Progress", "ViewWriter"]
+__all__ = ["INSTANCE_BYTES_MAX", "ViewWriter"]
 
 #: Longest instance name. A record with a longer key is foreign.
 INSTANCE_BYTES_MAX: Final = 1_024
@@ -41,346 +43,6 @@ _OPERATIONS_MIN: Final = 1_000
 #: One more operation is allowed for so many bytes of the base: applying it then costs a reader
 #: about what decoding those bytes does, and a base of 10 MB is not rewritten every 1,000 changes.
 _BASE_BYTES_PER_OPERATION: Final = 64
-
-
-class Progress(NamedTuple):
-    """How far a partition is folded, and what came by on the way.
-
-    `digest` is that of the record at `offset_last` (-1: none yet): whoever opens the view reads
-    the record again and knows whether the log under it is still the same.
-    """
-
-    offset_next: int = 0
-    epoch: int = -1
-    generation: int = 0
-    records: int = 0
-    foreign: int = 0
-    refused: int = 0
-    offset_last: int = -1
-    digest: bytes = bytes(16)
-
-    def pack(self) -> bytes:
-        return keys.PROGRESS.pack(*self[:7]) + self.digest
-
-    @classmethod
-    def unpack(cls, row: bytes | None) -> Progress:
-        if row is None:
-            return cls()
-        return cls._make((*keys.PROGRESS.unpack_from(row), row[keys.PROGRESS.size :]))
-
-
-class _Field:
-    """A field's row, as the fold sees it (`row`) and as it is stored."""
-
-    __slots__ = ("base_bytes", "base_version", "fid", "hot", "operations", "operations_bytes",
-                 "raw", "row")  # fmt: skip
-
-    def __init__(self, fid: int) -> None:
-        self.fid = fid
-        self.row = FieldRow(Touch(0, None, 0), Shape.ABSENT)
-        #: The whole value, when it is small.
-        self.raw: bytes | None = None
-        # A large value: where its base is, and what came since.
-        self.base_version = self.base_bytes = self.operations = self.operations_bytes = 0
-        #: A large value as JSON, while it is changed inside.
-        self.hot: Any = UNKNOWN
-
-    def pack(self) -> bytes:
-        touch, shape = self.row
-        setter = b"" if touch.setter is None else touch.setter.encode()
-        big = self.raw is None and shape != Shape.ABSENT
-        head = keys.FIELD.pack(self.fid, touch.version, touch.foreign, shape, len(setter), big)
-        if not big:
-            return head + setter + (self.raw or b"")
-        return (
-            head
-            + setter
-            + keys.BIG.pack(
-                self.base_version, self.base_bytes, self.operations, self.operations_bytes
-            )
-        )
-
-    @classmethod
-    def unpack(cls, row: bytes) -> _Field:
-        fid, version, foreign, shape, setter_bytes, big = keys.FIELD.unpack_from(row)
-        field = cls(fid)
-        start = keys.FIELD.size
-        end = start + setter_bytes
-        setter = row[start:end].decode() if setter_bytes else None
-        field.row = FieldRow(Touch(version, setter, foreign), shape)
-        if big:
-            (
-                field.base_version,
-                field.base_bytes,
-                field.operations,
-                field.operations_bytes,
-            ) = keys.BIG.unpack_from(row, end)
-        elif shape != Shape.ABSENT:
-            field.raw = row[end:]
-        return field
-
-
-class _Instance:
-    """The rows of one instance: what the fold asks (`fold.Rows`), loaded when it asks."""
-
-    __slots__ = (
-        "chains",
-        "dirty",
-        "dirty_fields",
-        "discards",
-        "effects",
-        "failures",
-        "fields",
-        "fields_next",
-        "floor",
-        "fork_parts",
-        "generation",
-        "iid",
-        "keys",
-        "lanes",
-        "lent",
-        "name",
-        "partition",
-        "pending_count",
-        "requests",
-        "sequence",
-        "sources",
-        "star",
-        "time_ms",
-        "version",
-        "writer",
-    )  # fmt: skip
-
-    def __init__(
-        self, writer: ViewWriter, name: str, partition: int, iid: bytes, head: bytes | None
-    ) -> None:
-        self.writer, self.name, self.partition, self.iid = writer, name, partition, iid
-        self.generation = 0
-        self.fields: dict[str, _Field | None] = {}
-        self.keys: dict[str, KeyRow | None] = {}
-        self.chains: dict[str, ChainRow | None] = {}
-        self.sources: dict[str, tuple[int, int] | None] = {}
-        self.effects: dict[bytes, int | None] = {}
-        self.requests: dict[int, Pending] | None = None
-        #: lane -> its pending requests in order, the delayed ones left out.
-        self.lanes: dict[str, OrderedDict[int, None]] = {}
-        self.lent: list[_Field] = []
-        self.dirty_fields: set[str] = set()
-        self.dirty = False
-        if head is None:
-            self.sequence = self.version = self.floor = self.time_ms = 0
-            self.fields_next = self.fork_parts = 0
-            self.pending_count = self.discards = self.failures = 0
-            self.star = Touch(0, None, 0)
-            return
-        (
-            self.sequence, self.version, self.floor, star, foreign, self.time_ms,
-            self.fields_next, self.fork_parts, self.pending_count, self.discards, self.failures,
-            setter_bytes,
-        ) = keys.HEAD.unpack_from(head)  # fmt: skip
-        setter = head[keys.HEAD.size : keys.HEAD.size + setter_bytes].decode() or None
-        self.star = Touch(star, setter, foreign)
-
-    def pack(self) -> bytes:
-        star, setter, foreign = self.star
-        setter_raw = b"" if setter is None else setter.encode()
-        return (
-            keys.HEAD.pack(
-                self.sequence, self.version, self.floor, star, foreign, self.time_ms,
-                self.fields_next, self.fork_parts, self.pending_count, self.discards,
-                self.failures, len(setter_raw),
-            )
-            + setter_raw
-            + self.name.encode()
-        )  # fmt: skip
-
-    # --- fold.Rows: what the fold asks ---------------------------------------------------------
-
-    def stored(self, name: str) -> _Field | None:
-        """Return the field's row whatever resets came since: its number never changes."""
-        try:
-            return self.fields[name]
-        except KeyError:
-            # Without a name (a stranger's guard) this would be the key of the head.
-            row = self.writer.table.get(b"f" + self.iid + name.encode()) if name else None
-            field = self.fields[name] = None if row is None else _Field.unpack(row)
-            return field
-
-    def field(self, name: str) -> FieldRow | None:
-        field = self.stored(name)
-        if field is None or field.row.touch.version <= self.floor:
-            return None
-        return field.row
-
-    def value(self, name: str) -> Any:
-        field = self.fields[name]
-        assert field is not None  # the fold asks for present fields only
-        if field.raw is not None:
-            return orjson.loads(field.raw)
-        if field.hot is UNKNOWN:
-            field.hot = self.writer.load(self, field)
-        self.lent.append(field)
-        self.writer.heated(self, name, field)
-        return field.hot
-
-    def key(self, idempotency_key: str) -> KeyRow | None:
-        if idempotency_key not in self.keys:
-            row = self.writer.table.get(self.key_key(idempotency_key))
-            self.keys[idempotency_key] = (
-                None if row is None else KeyRow(U64.unpack_from(row)[0], row[8:])
-            )
-        return self.keys[idempotency_key]
-
-    def key_key(self, idempotency_key: str) -> bytes:
-        return b"k" + self.iid + keys.digest(idempotency_key.encode())
-
-    def chain(self, chain: str) -> ChainRow | None:
-        if chain not in self.chains:
-            row = self.writer.table.get(b"c" + self.iid + chain.encode())
-            self.chains[chain] = None if row is None else ChainRow(*keys.CHAIN.unpack(row))
-        return self.chains[chain]
-
-    def source(self, source: str) -> tuple[int, int] | None:
-        if source not in self.sources:
-            row = self.writer.table.get(b"s" + self.iid + source.encode())
-            number = None
-            if row is not None:
-                number = (U64.unpack_from(row)[0], U64.unpack_from(row, 8)[0])
-            self.sources[source] = number
-        return self.sources[source]
-
-    def load_requests(self) -> dict[int, Pending]:
-        """Return all pending requests, in order; read once and kept up to date from then on."""
-        if self.requests is not None:
-            return self.requests
-        self.requests = {}
-        if self.pending_count:
-            prefix = b"p" + self.iid
-            for key, row in self.writer.table.scan(prefix, keys.prefix_end(prefix)):
-                self.add_request(unpack_pending(U64.unpack_from(key, 9)[0], row)[0])
-        return self.requests
-
-    def add_request(self, request: Pending) -> None:
-        assert self.requests is not None
-        self.requests[request.sequence] = request
-        if request.due_ms is None:
-            self.lanes.setdefault(request.lane, OrderedDict())[request.sequence] = None
-
-    def pending(self, sequence: int) -> Pending | None:
-        return self.load_requests().get(sequence)
-
-    def pendings(self) -> Iterable[int]:
-        return list(self.load_requests())
-
-    def lane_first(self, lane: str) -> int | None:
-        self.load_requests()
-        return next(iter(self.lanes.get(lane, ())), None)
-
-    def effect_key(self, cause: int, name: str, call_index: int, digest: str) -> bytes:
-        identity = keys.digest(name.encode(), U64.pack(call_index), digest.encode())
-        return b"e" + self.iid + U64.pack(cause) + identity
-
-    def effect(self, cause: int, name: str, call_index: int, digest: str) -> int | None:
-        key = self.effect_key(cause, name, call_index, digest)
-        if key not in self.effects:
-            row = self.writer.read(key)
-            self.effects[key] = None if row is None else U64.unpack(row)[0]
-        return self.effects[key]
-
-    def answered(self, cause: int) -> int | None:
-        row = self.writer.read(b"q" + self.iid + U64.pack(cause))
-        return None if row is None else U64.unpack(row)[0]
-
-    # The next three look for the winner of a refused event in the history: rare, and worth a scan
-    # that costs nothing to those who are not refused.
-
-    def chained(self, chain: str, chain_index: int) -> int | None:
-        return self._newest(
-            lambda event: (
-                event.guard is not None
-                and (event.guard.chain, event.guard.chain_index) == (chain, chain_index)
-            )
-        )
-
-    def sourced(self, source: str, number: tuple[int, int]) -> int | None:
-        return self._newest(
-            lambda event: (
-                event.source is not None
-                and (event.source.id, event.source.number) == (source, number)
-            )
-        )
-
-    def _newest(self, wanted: Callable[[Event], bool]) -> int | None:
-        for sequence in range(self.sequence - 1, -1, -1):
-            row = self.history(sequence)
-            if row[21] == Verdict.ACCEPTED and wanted(codec.decode_event(event_bytes(row))):
-                return sequence
-        return None
-
-    def history(self, sequence: int) -> bytes:
-        row = self.writer.read(b"h" + self.iid + U64.pack(sequence))
-        assert row is not None  # every event of an instance has its row
-        return row
-
-    def changed(self, version: int) -> int | None:
-        return sequence_of_version(self.history, self.sequence, version)
-
-
-def event_bytes(row: bytes) -> bytes:
-    """Return the event inside a history row, as it stood in the log."""
-    reason_bytes = keys.HISTORY.unpack_from(row)[8]
-    return row[keys.HISTORY.size + reason_bytes :]
-
-
-def sequence_of_version(
-    history: Callable[[int], bytes], sequence_end: int, version: int
-) -> int | None:
-    """Return the first sequence after which the instance had `version`: a binary search."""
-    low, high = 0, sequence_end
-    while low < high:
-        middle = (low + high) // 2
-        if U64.unpack_from(history(middle), 22)[0] < version:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < sequence_end else None
-
-
-def replay(rows: Sequence[bytes]) -> Any:
-    """Return the JSON value that a base and the operations after it make: rows in version order."""
-    assert rows[0][:1] == b"B"
-    value = orjson.loads(memoryview(rows[0])[1:])
-    for row in rows[1:]:
-        for operation in orjson.loads(memoryview(row)[9:]):
-            value = apply_operation(value, operation)
-    return value
-
-
-def record_digest(record: Record) -> bytes:
-    """Return 16 bytes that tell this record from any other one at its offset."""
-    return keys.digest(
-        U64.pack(record.offset), U64.pack(record.time_ms), record.key or b"", record.value or b""
-    )
-
-
-def pack_pending(request: Pending, time_ms: int) -> bytes:
-    name = request.name.encode()
-    due_ms = -1 if request.due_ms is None else request.due_ms
-    return (
-        keys.PENDING.pack(request.parts, request.attempts, due_ms, time_ms, len(name))
-        + name
-        + request.lane.encode()
-    )
-
-
-def unpack_pending(sequence: int, row: bytes) -> tuple[Pending, int]:
-    """Return the request of a row, and its time in epoch milliseconds."""
-    parts, attempts, due_ms, time_ms, name_bytes = keys.PENDING.unpack_from(row)
-    start = keys.PENDING.size
-    name = row[start : start + name_bytes].decode()
-    lane = row[start + name_bytes :].decode()
-    due = None if due_ms < 0 else due_ms
-    return Pending(sequence, name, lane, parts, attempts, due), time_ms
 
 
 class ViewWriter:
@@ -399,10 +61,10 @@ class ViewWriter:
         self.table = table
         self._partition_of = partition_of
         self._hot_bytes_max = hot_bytes_max
-        self._instances: OrderedDict[str, _Instance] = OrderedDict()
-        self._dirty: list[_Instance] = []
+        self._instances: OrderedDict[str, Instance] = OrderedDict()
+        self._dirty: list[Instance] = []
         #: Fields whose large value is in memory, the least recently used first, and their bytes.
-        self._hot: OrderedDict[tuple[bytes, str], _Field] = OrderedDict()
+        self._hot: OrderedDict[tuple[bytes, str], Field] = OrderedDict()
         self._hot_bytes = 0
         #: What this batch wrote to rows that it may read again before it is written: values on
         #: their own, because those are read by range.
@@ -492,7 +154,7 @@ class ViewWriter:
 
     def _place(
         self, partition: int, offset: int, key: bytes | None, value: bytes | None
-    ) -> tuple[_Instance, Event] | str:
+    ) -> tuple[Instance, Event] | str:
         """Return whose event a record is, or why it is nobody's; such a record takes no place."""
         if value is None or not codec.is_ours(value):
             return self._refuse(partition, offset, "foreign", "not an event of ours")
@@ -521,22 +183,22 @@ class ViewWriter:
         self._batch.put(b"x" + U32.pack(partition) + U64.pack(offset), row)
         return verdict
 
-    def _instance(self, name: str, partition: int, key: bytes) -> _Instance:
+    def _instance(self, name: str, partition: int, key: bytes) -> Instance:
         iid = self.table.get(b"n" + key)
         if iid is None:
             iid = U64.pack(self._iid_next)
             self._iid_next += 1
             self._batch.put(b"n" + key, iid)
             self._batch.put(keys.NEXT_IID, U64.pack(self._iid_next))
-            instance = _Instance(self, name, partition, iid, None)
+            instance = Instance(self, name, partition, iid, None)
         else:
-            instance = _Instance(self, name, partition, iid, self.table.get(b"f" + iid))
+            instance = Instance(self, name, partition, iid, self.table.get(b"f" + iid))
         self._instances[name] = instance
         return instance
 
     def _fold(
         self,
-        instance: _Instance,
+        instance: Instance,
         event: Event,
         partition: int,
         offset: int,
@@ -585,7 +247,7 @@ class ViewWriter:
         self._keep(instance, event, outcome, time_ms)
         return outcome
 
-    def _keep(self, instance: _Instance, event: Event, outcome: Outcome, time_ms: int) -> None:
+    def _keep(self, instance: Instance, event: Event, outcome: Outcome, time_ms: int) -> None:
         """Carry an outcome into the rows."""
         (_, sequence, version, _, _, fields, star, floor, fork_parts, key, chain, source,
          opened, advanced, closed, effect, _) = outcome  # fmt: skip
@@ -639,13 +301,13 @@ class ViewWriter:
                 instance.failures += 1
             batch.put(b"d" + instance.iid + U64.pack(sequence), bytes((event.kind,)))
 
-    def _keep_request(self, instance: _Instance, request: Pending, time_ms: int) -> None:
+    def _keep_request(self, instance: Instance, request: Pending, time_ms: int) -> None:
         instance.load_requests()
         instance.add_request(request)
         place = b"p" + instance.iid + U64.pack(request.sequence)
         self._batch.put(place, pack_pending(request, time_ms))
 
-    def _close_request(self, instance: _Instance, cause: int, sequence: int) -> None:
+    def _close_request(self, instance: Instance, cause: int, sequence: int) -> None:
         request = instance.load_requests().pop(cause)
         instance.pending_count -= 1
         lane = instance.lanes.get(request.lane)
@@ -660,11 +322,11 @@ class ViewWriter:
 
     # --- values ---------------------------------------------------------------------------------
 
-    def _keep_field(self, instance: _Instance, name: str, change: Change) -> None:
+    def _keep_field(self, instance: Instance, name: str, change: Change) -> None:
         """Write a field's new row: the whole value while it is small, else what was done to it."""
         field = instance.stored(name)
         if field is None:
-            field = instance.fields[name] = _Field(instance.fields_next)
+            field = instance.fields[name] = Field(instance.fields_next)
             instance.fields_next += 1
         touch, shape, operations, value = change
         version = touch.version
@@ -716,9 +378,9 @@ class ViewWriter:
 
     def _write_base(
         self,
-        instance: _Instance,
+        instance: Instance,
         name: str,
-        field: _Field,
+        field: Field,
         row: FieldRow,
         place: bytes,
         value: Any,
@@ -739,7 +401,7 @@ class ViewWriter:
             self.heated(instance, name, field)
         self._written_values[place] = b"B" + raw
 
-    def load(self, instance: _Instance, field: _Field) -> Any:
+    def load(self, instance: Instance, field: Field) -> Any:
         """Return a large value as JSON: its base, and the operations since."""
         assert field.row.shape != Shape.ABSENT
         prefix = b"v" + instance.iid + U32.pack(field.fid)
@@ -750,14 +412,14 @@ class ViewWriter:
         rows |= {key: row for key, row in written.items() if start <= key < end}
         return replay([rows[key] for key in sorted(rows)])
 
-    def heated(self, instance: _Instance, name: str, field: _Field) -> None:
+    def heated(self, instance: Instance, name: str, field: Field) -> None:
         """Note that a large value is in memory and was just used."""
         place = (instance.iid, name)
         if self._hot.pop(place, None) is None:
             self._hot_bytes += field.base_bytes
         self._hot[place] = field
 
-    def _cool(self, instance: _Instance, name: str, field: _Field) -> None:
+    def _cool(self, instance: Instance, name: str, field: Field) -> None:
         field.hot = UNKNOWN
         if self._hot.pop((instance.iid, name), None) is not None:
             self._hot_bytes -= field.base_bytes
@@ -786,7 +448,7 @@ class ViewWriter:
         self._written_values.clear()
         self._batch = self.table.batch()
 
-    def _forget_fields(self, instance: _Instance) -> None:
+    def _forget_fields(self, instance: Instance) -> None:
         for name, field in instance.fields.items():
             if field is not None and field.hot is not UNKNOWN:
                 self._cool(instance, name, field)
