@@ -443,7 +443,7 @@ def test_a_clock_that_is_set_back_does_not_set_the_log_back(
     assert topic is not None
     write(log, topic, (b"k", b"before"))
 
-    monkeypatch.setattr("eventstore.log.sqlite.time.time_ns", lambda: 1_000_000_000)
+    monkeypatch.setattr("eventstore.log.sqlite_writer.time.time_ns", lambda: 1_000_000_000)
     write(log, topic, (b"k", b"after"))
 
     before, after = read_all(log, topic)

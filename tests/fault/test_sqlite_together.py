@@ -19,7 +19,8 @@ from eventstore.errors import LogUnavailable
 from eventstore.locks import FileLock
 from eventstore.log.base import Topic
 from eventstore.log.ownership import STANDS_STILL_S
-from eventstore.log.sqlite import SqliteLog, _Turn
+from eventstore.log.sqlite import SqliteLog
+from eventstore.log.sqlite_writer import Turn
 from tests.contract.logs import eventually, queue, write
 from tests.fault.sqlite_child import APP
 from tests.fault.sqlite_processes import check_log, child
@@ -66,7 +67,7 @@ def test_a_process_that_commits_in_a_loop_does_not_starve_another(tmp_path: Path
 
 def test_who_waits_for_the_turn_gets_it_before_the_one_who_just_had_it(tmp_path: Path) -> None:
     folder = tmp_path
-    busy, patient = _Turn(folder), _Turn(folder)
+    busy, patient = Turn(folder), Turn(folder)
     order: list[str] = []
     probe = FileLock(folder / "next.lock")
 
