@@ -1,4 +1,4 @@
-"""The last lines of a soak: its counts, and exit code 1 unless all is well."""
+"""The last line of a soak: its counts; and exit code 1 unless all is well."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if COUNTS.rounds:
+def pytest_unconfigure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and COUNTS.rounds:
         for line in COUNTS.wrong[:20]:
-            terminalreporter.write_line(line)
-        terminalreporter.write_line(f"soak: {COUNTS.rounds} rounds, {COUNTS}")
+            reporter.write_line(line)
+        reporter.write_line(f"soak: {COUNTS.rounds} rounds, {COUNTS}")
