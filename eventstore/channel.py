@@ -165,6 +165,8 @@ class Channel:
             if after is not None:
                 raise ConfigError(f"app {self.name} has no events, so {after} cannot be of it")
             return None
+        if follower.is_stopped:
+            follower.check(None if instance is None else self.partition(follower, instance))
         if self._newest or after is not None or fresh or follower.behind:
             timeout_s = self.config.read_timeout_s if timeout_s is None else timeout_s
             deadline = time.monotonic() + timeout_s
@@ -176,7 +178,8 @@ class Channel:
                 offsets = self._offsets_of(follower, after, deadline)
                 follower.wait_for(offsets, deadline - time.monotonic())
             if fresh:
-                follower.catch_up(deadline - time.monotonic())
+                partition = None if instance is None else self.partition(follower, instance)
+                follower.catch_up(deadline - time.monotonic(), partition)
         return follower
 
     def is_ready(self, instance: str) -> bool:

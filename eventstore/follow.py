@@ -226,8 +226,12 @@ class Follower:
     def check(self, partition: int | None = None) -> None:
         """Raise why a partition, or any, goes no further: what is read of it would be old."""
         for stopped, error in list(self._stopped.items()):
-            if partition is None or partition == stopped:
+            if partition is not None and partition != stopped:
+                continue
+            if not self._may_go_on(stopped):
                 raise error
+            with self._lock:
+                self._advance(stopped)
 
     def recover(self, timeout_s: float) -> None:
         """Return when the view has again what was read from it before it had to be opened anew.
@@ -454,7 +458,10 @@ class Follower:
 
     def _may_go_on(self, partition: int) -> bool:
         """Whether to try a stopped partition again: only an operator can let it go on."""
-        if not isinstance(self._stopped[partition], UnknownSchema):
+        stopped = self._stopped.get(partition)
+        if stopped is None:
+            return True
+        if not isinstance(stopped, UnknownSchema):
             if repairs_of(self._log, self.topic).number == self._repairs.number:
                 return False
             with self._lock:

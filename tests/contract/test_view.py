@@ -7,6 +7,7 @@ both kinds; the events come straight from batches of records, as a log hands the
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -389,6 +390,31 @@ def test_a_store_waits_at_an_unknown_schema_and_goes_on_after_a_quarantine(tmp_p
 
         assert app.get("o-1", "n", fresh=True) == 2
         assert [row.verdict for row in app.refused()] == ["quarantined"]
+
+
+def test_a_partition_that_waits_does_not_keep_the_others_from_being_read() -> None:
+    name = f"memory://{uuid.uuid4()}?partitions=4"
+    with EventStore(name) as store:
+        app = store.app("orders")
+        names = [f"o-{number}" for number in range(20)]
+        app.append_many([(instance, {"n": 1}) for instance in names])
+        topic = store.log.topic("foldlog.orders", create=False)
+        assert topic is not None
+        stuck = store.log.partition_of(b"o-0", topic)
+        told = Told()
+        store.log.append(topic, [Append(stuck, b"o-0", b"\xc3\x01" + b"\x07" * 8, told)])
+        told.drive(store.log)
+
+        with EventStore(name) as other:
+            read = other.app("orders")
+            for instance in names:
+                if store.log.partition_of(instance.encode(), topic) == stuck:
+                    with pytest.raises(UnknownSchema):
+                        read.get(instance)
+                else:
+                    assert read.get(instance, "n", fresh=True) == 1
+            with pytest.raises(UnknownSchema):
+                list(read.instances())
 
 
 # --- reopened ------------------------------------------------------------------------------------
