@@ -420,6 +420,9 @@ def _zone_suffix(value: datetime.datetime | datetime.time) -> str:
             raise _Refused(f"a time zone whose name, {zone.key!r}, finds no zone") from None
         return f"[{zone.key}]{suffix}"
     if type(zone) is datetime.timezone:
+        if zone.utcoffset(None).microseconds:
+            # Python writes such offsets, and reads some of them as UTC.
+            raise _Refused("a time zone whose offset has fractions of a second")
         if len(zone.__getinitargs__()) == 1:  # type: ignore[attr-defined]
             return suffix
         raise _Refused(

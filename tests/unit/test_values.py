@@ -283,6 +283,10 @@ def line_with_more() -> Line:
         (Order.model_construct(number=1, note="x").model_copy(update={"number": Text("x")}), "str"),
         (datetime.UTC, "timezone"),
         (
+            datetime.time(1, tzinfo=datetime.timezone(datetime.timedelta(microseconds=1))),
+            "fractions of a second",
+        ),
+        (
             datetime.time(1, tzinfo=datetime.timezone(datetime.timedelta(hours=1), "CET")),
             "name of its own",
         ),
