@@ -1,7 +1,9 @@
 """Settings: what can be tuned, in which unit, with which default. Nothing is read after start.
 
-Sources, the first that names a setting wins: the argument `config=`, the URL's query (Kafka
-options), the environment (`EVENTSTORE_...`), the TOML file at `$EVENTSTORE_CONFIG`, the default.
+Sources of `Config.load`, the first that names a setting wins: its arguments, the environment
+(`EVENTSTORE_...`), the TOML file at `$EVENTSTORE_CONFIG`, the default. A store loads its settings
+so, unless it is given `config=`: then neither environment nor file is read. Kafka options in the
+URL come before either.
 """
 
 from __future__ import annotations
@@ -70,10 +72,12 @@ class Config(BaseModel):
 
         `EVENTSTORE_EVENT_BYTES_MAX=...` sets `event_bytes_max`, and so for each setting;
         `EVENTSTORE_KAFKA_SASL_PASSWORD=...` sets librdkafka's `sasl.password`. The file is TOML
-        with the same names and a table `[kafka]`.
+        with the same names and a table `[kafka]`. A variable that names no setting may be another
+        program's, and is passed over.
 
         Raises:
-            ConfigError: a setting that does not exist, or a value out of its bounds.
+            ConfigError: the file cannot be read, an argument or a name in it is no setting, or a
+                value is out of its bounds. The message has no value.
         """
         environment = os.environ if environment is None else environment
         values: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """The nouns: Event and its parts, Position, Verdict. Frozen, and without any I/O.
 
 An Event is what a writer appends; a place in the log, a time and a verdict come later, from the
-log and the fold (`Entry` in history/ has them together). Bodies are JSON bytes, exactly as on the
+log and the fold (`Entry` has them together). Bodies are JSON bytes, exactly as on the
 wire: the fold and the view never build Python values from them (`values.py` does).
 
 The tuples here are NamedTuples and not dataclasses because millions are made per rebuild: a
@@ -175,10 +175,9 @@ class Copied(NamedTuple):
 class Event(NamedTuple):
     """One immutable record of an app's topic, about one instance.
 
-    `body` is JSON whose meaning depends on `kind`: the operations of a diff (a list), the props
-    of a request, the result of an effect, the reason of a discard or failure, the fields of a
-    fork (an object), the facts of a note. `outbox` (JSON list) holds what a closing event sends
-    to other instances.
+    `body` is JSON whose meaning depends on `kind`: the operations of a diff or a fork (a list),
+    the props of a request, the result of an effect, the reason of a discard or failure, the facts
+    of a note. `outbox` (JSON list) holds what a closing event sends to other instances.
     """
 
     kind: Kind
@@ -254,7 +253,7 @@ class Entry(NamedTuple):
 
 
 class Discard(NamedTuple):
-    """When a request that waits is not worth running any more; made by the two functions below."""
+    """When a request that waits is not worth running any more; made by the two methods below."""
 
     policy: int
     after: int
