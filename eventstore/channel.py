@@ -14,7 +14,15 @@ import orjson
 
 from eventstore import codec
 from eventstore.config import Config
-from eventstore.errors import Closed, ConfigError, EventTooLarge, OutcomeUnknown
+from eventstore.errors import (
+    Closed,
+    ConfigError,
+    CorruptEvent,
+    EventTooLarge,
+    LogTruncated,
+    OutcomeUnknown,
+    UnknownSchema,
+)
 from eventstore.events import SYSTEM_PREFIX, Entry, Event, Kind, Position, Verdict
 from eventstore.fold import GENERATION_NOTE
 from eventstore.follow import Follower, FollowProgress, quarantined, repairs_of
@@ -327,6 +335,7 @@ class Channel:
         topic = self.log.topic(self._topic_name, create=False)
         if topic is None or not 0 <= partition < topic.partitions:
             raise ConfigError(f"app {self.name} has no partition {partition}")
+        self._refuse_readable(topic, partition, offset)
         taken_out = quarantined(self.log, topic)
         offsets = sorted(taken_out.get(partition, frozenset()) | {offset})
         notes = self.log.metadata(topic).get("quarantine_reasons")
@@ -334,6 +343,28 @@ class Channel:
         reasons[f"{partition}:{offset}"] = reason
         merged = {str(p): sorted(o) for p, o in taken_out.items()} | {str(partition): offsets}
         self.log.set_metadata(topic, {"quarantined": merged, "quarantine_reasons": reasons})
+
+    def _refuse_readable(self, topic: Topic, partition: int, offset: int) -> None:
+        """Refuse to take out what a fold may have counted already: its versions would change."""
+        where = f"offset {offset} of partition {partition} of {self.name}"
+        try:
+            batch = self.log.read(topic, partition, offset, records_max=1, bytes_max=1)
+        except LogTruncated as error:
+            raise ConfigError(f"{where}: there is no such record; nothing was changed") from error
+        record = next((found for found in batch.records if found.offset == offset), None)
+        if record is None:
+            raise ConfigError(f"{where}: there is no record; nothing was changed")
+        try:
+            if record.value is not None and codec.is_ours(record.value):
+                codec.decode_event(record.value)
+        except UnknownSchema:
+            return
+        except CorruptEvent:
+            pass
+        raise ConfigError(
+            f"{where}: this record can be read, so nothing waits for it, and taking it out would"
+            " change versions that were folded already; nothing was changed"
+        )
 
     def rebuild(self) -> None:
         """Set the view aside and fold the whole log anew; see App.rebuild_view."""

@@ -110,6 +110,7 @@ class Follower:
             if self.offsets_next[partition] < offset:
                 self._writer.begin_at(partition, offset)
                 self.offsets_next[partition] = offset
+        self._quarantined = quarantined(self._log, self.topic)
         self._stopped.clear()
         self._suspect = True
         self._fault = None

@@ -775,7 +775,7 @@ class App:
         metadata, where every reader looks, and cannot be taken back.
 
         Raises:
-            ConfigError: the app has no such partition, or the view does not wait there.
+            ConfigError: the app has no such partition, or the record there can be read.
             LogUnavailable: nothing was recorded.
         """
         self._channel.quarantine(partition, offset, reason)

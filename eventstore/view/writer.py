@@ -109,28 +109,28 @@ class ViewWriter:
         for record in batch.records:
             offset, time_ms, key, value = record
             try:
-                placed = self._place(partition, offset, key, value)
+                # Whether or not this release could read it: else versions would fork by release.
+                placed = (
+                    self._refuse(partition, offset, "quarantined", "an operator took it out")
+                    if offset in quarantined
+                    else self._place(partition, offset, key, value)
+                )
             except UnknownSchema as error:
-                if offset in quarantined:
-                    self._refuse(partition, offset, "quarantined", str(error))
+                offset_next, stopped = offset, error
+                break
+            if isinstance(placed, str):
+                if placed == "foreign":
+                    foreign += 1
+                else:
                     refused += 1
-                else:
-                    offset_next, stopped = offset, error
-                    break
             else:
-                if isinstance(placed, str):
-                    if placed.startswith("foreign"):
-                        foreign += 1
-                    else:
-                        refused += 1
-                else:
-                    instance, event = placed
-                    instance.generation = generation
-                    assert value is not None  # or it would have no place
-                    outcome = self._fold(instance, event, partition, offset, time_ms, value)
-                    fault_point("view.batch.inside")
-                    if outcome.generation is not None and instance.name.startswith(SYSTEM_PREFIX):
-                        generation = outcome.generation
+                instance, event = placed
+                instance.generation = generation
+                assert value is not None  # or it would have no place
+                outcome = self._fold(instance, event, partition, offset, time_ms, value)
+                fault_point("view.batch.inside")
+                if outcome.generation is not None and instance.name.startswith(SYSTEM_PREFIX):
+                    generation = outcome.generation
             last = record
             count += 1
         if last is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
-from eventstore import Diff, Event, EventStore, Guard, Kind, UnknownSchema, Verdict
+from eventstore import ConfigError, Diff, Event, EventStore, Guard, Kind, UnknownSchema, Verdict
 from eventstore.codec import encode_event
 from eventstore.events import Answer, Batch, ForkOf, Record, Source
 from eventstore.log.base import Append
@@ -390,6 +390,20 @@ def test_a_store_waits_at_an_unknown_schema_and_goes_on_after_a_quarantine(tmp_p
 
         assert app.get("o-1", "n", fresh=True) == 2
         assert [row.verdict for row in app.refused()] == ["quarantined"]
+
+
+def test_a_record_that_can_be_read_cannot_be_quarantined(tmp_path: Path) -> None:
+    with EventStore(tmp_path) as store:
+        app = store.app("orders")
+        app.append("o-1", {"n": 1}).result()
+
+        with pytest.raises(ConfigError, match="can be read"):
+            app.quarantine(0, 0, reason="a mistake")
+        with pytest.raises(ConfigError, match=r"no .*record"):
+            app.quarantine(0, 7, reason="a mistake")
+
+        app.rebuild_view()
+        assert app.get("o-1", "n") == 1
 
 
 def test_a_partition_that_waits_does_not_keep_the_others_from_being_read() -> None:
