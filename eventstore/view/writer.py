@@ -100,10 +100,24 @@ class ViewWriter:
             ViewDamaged: the table failed; this writer must be dropped and made anew, and nothing
                 of the batch is visible to the new one.
         """
+        progress, stopped = self._fold_all(partition, batch, quarantined)
+        self._progress[partition] = progress
+        self._batch.put(b"o" + U32.pack(partition), progress.pack())
+        fault_point("view.batch.before")
+        self._write()
+        fault_point("view.batch.after")
+        self._evict()
+        if stopped is not None:
+            place = f"partition {partition} offset {progress.offset_next}"
+            raise UnknownSchema(stopped.fingerprint, place)
+
+    def _fold_all(
+        self, partition: int, batch: Batch, quarantined: Collection[int]
+    ) -> tuple[Progress, UnknownSchema | None]:
+        """Fold records up to the first of an unknown schema; return how far it got, and why."""
         progress = self.progress(partition)
-        generation = progress.generation
+        generation, foreign, refused = progress.generation, progress.foreign, progress.refused
         offset_next, stopped = batch.offset_next, None
-        foreign, refused = progress.foreign, progress.refused
         last: Record | None = None
         count = 0
         for record in batch.records:
@@ -119,10 +133,8 @@ class ViewWriter:
                 offset_next, stopped = offset, error
                 break
             if isinstance(placed, str):
-                if placed == "foreign":
-                    foreign += 1
-                else:
-                    refused += 1
+                foreign += placed == "foreign"
+                refused += placed != "foreign"
             else:
                 instance, event = placed
                 instance.generation = generation
@@ -143,14 +155,7 @@ class ViewWriter:
                 generation=generation,
             )
         epoch = max(batch.epoch, progress.epoch)
-        self._progress[partition] = progress._replace(offset_next=offset_next, epoch=epoch)
-        self._batch.put(b"o" + U32.pack(partition), self._progress[partition].pack())
-        fault_point("view.batch.before")
-        self._write()
-        fault_point("view.batch.after")
-        self._evict()
-        if stopped is not None:
-            raise UnknownSchema(stopped.fingerprint, f"partition {partition} offset {offset_next}")
+        return progress._replace(offset_next=offset_next, epoch=epoch), stopped
 
     def _place(
         self, partition: int, offset: int, key: bytes | None, value: bytes | None
@@ -328,53 +333,57 @@ class ViewWriter:
         if field is None:
             field = instance.fields[name] = Field(instance.fields_next)
             instance.fields_next += 1
+        instance.dirty_fields.add(name)
         touch, shape, operations, value = change
-        version = touch.version
-        place = b"v" + instance.iid + U32.pack(field.fid) + U64.pack(version)
-        old = field.row
+        row, old = FieldRow(touch, shape), field.row
+        place = b"v" + instance.iid + U32.pack(field.fid) + U64.pack(touch.version)
         present = old.shape != Shape.ABSENT and old.touch.version > instance.floor
         was_big = present and field.raw is None
-        again = present and old.touch.version == version
-        instance.dirty_fields.add(name)
         if shape == Shape.ABSENT:
             self._cool(instance, name, field)
-            field.raw, field.row = None, FieldRow(touch, shape)
+            field.raw, field.row = None, row
             self._batch.put(place, b"T")
             if was_big:
                 self._written_values[place] = b"T"
             return
-        if value is UNKNOWN and field.raw is not None:
-            value = orjson.loads(field.raw)
-            for operation in operations:
-                value = apply_operation(value, operation)
-        replaced = any(
-            operation[0] in ("set", "delete") and type(operation[1]) is str
-            for operation in operations
-        )
         # A large value that is changed inside keeps its base. Two events that make one version
         # (the parts of a fork) share one row, so the second one writes a base.
-        if was_big and not replaced and not again:
-            raw = orjson.dumps(operations)
-            count, size = field.operations + 1, field.operations_bytes + len(raw)
-            if size <= field.base_bytes and count <= max(
-                _OPERATIONS_MIN, field.base_bytes // _BASE_BYTES_PER_OPERATION
-            ):
-                if value is UNKNOWN and field.hot is not UNKNOWN:
-                    for operation in operations:
-                        field.hot = apply_operation(field.hot, operation)
-                elif value is not UNKNOWN:
-                    field.hot = value
-                field.operations, field.operations_bytes = count, size
-                field.row = FieldRow(touch, shape)
-                row = b"O" + U64.pack(field.base_version) + raw
-                self._batch.put(place, row)
-                self._written_values[place] = row
-                return
+        inside = was_big and old.touch.version != touch.version and not _replaces(operations)
+        if inside and self._write_operations(field, change, place):
+            return
         if value is UNKNOWN:
+            value = self._changed(instance, field, operations)
+        self._write_base(instance, name, field, row, place, value)
+
+    def _changed(self, instance: Instance, field: Field, operations: list[list[Any]]) -> Any:
+        """Return a field's JSON value after operations that the fold did not need it for."""
+        if field.raw is not None:
+            value = orjson.loads(field.raw)
+        else:
             value = self.load(instance, field) if field.hot is UNKNOWN else field.hot
+        for operation in operations:
+            value = apply_operation(value, operation)
+        return value
+
+    def _write_operations(self, field: Field, change: Change, place: bytes) -> bool:
+        """Write just what was done to a large value; False when a new base is due instead."""
+        touch, shape, operations, value = change
+        raw = orjson.dumps(operations)
+        count, size_bytes = field.operations + 1, field.operations_bytes + len(raw)
+        count_max = max(_OPERATIONS_MIN, field.base_bytes // _BASE_BYTES_PER_OPERATION)
+        if size_bytes > field.base_bytes or count > count_max:
+            return False
+        if value is not UNKNOWN:
+            field.hot = value
+        elif field.hot is not UNKNOWN:
             for operation in operations:
-                value = apply_operation(value, operation)
-        self._write_base(instance, name, field, FieldRow(touch, shape), place, value)
+                field.hot = apply_operation(field.hot, operation)
+        field.operations, field.operations_bytes = count, size_bytes
+        field.row = FieldRow(touch, shape)
+        row = b"O" + U64.pack(field.base_version) + raw
+        self._batch.put(place, row)
+        self._written_values[place] = row
+        return True
 
     def _write_base(
         self,
@@ -468,3 +477,10 @@ class ViewWriter:
             _, field = self._hot.popitem(last=False)
             field.hot = UNKNOWN
             self._hot_bytes -= field.base_bytes
+
+
+def _replaces(operations: list[list[Any]]) -> bool:
+    """Say whether operations put a whole new value in a field, or take it away."""
+    return any(
+        operation[0] in ("set", "delete") and type(operation[1]) is str for operation in operations
+    )
