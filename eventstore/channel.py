@@ -50,6 +50,7 @@ class Channel:
         self.name = name
         self.log = log
         self.config = config
+        self._event_bytes_max = config.event_bytes_max
         self._progress = progress
         self._topic_name = f"{config.namespace}.{name}"
         self._topic: Topic | None = None
@@ -77,30 +78,44 @@ class Channel:
         """
         if self._failed or self._closed:
             self.check()
-        topic = self._topic_to_write()
-        limit = self.config.event_bytes_max
-        receipts: list[Receipt] = []
-        appends: list[Append] = []
+        topic = self._topic or self._topic_to_write()
+        appends = []
         for instance, event in events:
-            key = instance_key(instance)
             fault_point("event.encode.before")
             value = codec.encode_event(event)
             fault_point("event.encode.after")
-            if len(value) > limit:
-                raise EventTooLarge(len(value), limit)
-            receipt = Receipt(self, instance)
-            receipts.append(receipt)
-            appends.append(Append(self.log.partition_of(key, topic), key, value, receipt))
-        self._hand_over(topic, appends, receipts)
-        return receipts
+            appends.append(self._append_of(topic, instance, value))
+        return self._hand_over(topic, appends)
 
-    def _hand_over(
-        self, topic: Topic, appends: Sequence[Append], receipts: Sequence[Receipt]
-    ) -> None:
+    def send_plain(self, instance: str, name: str, body: bytes) -> Receipt:
+        """Hand over one diff that has a name and operations and nothing else; see `send`.
+
+        Most events are such diffs, and one that is built to be taken apart costs as much as all
+        the rest of an append.
+        """
+        if self._failed or self._closed:
+            self.check()
+        topic = self._topic or self._topic_to_write()
+        fault_point("event.encode.before")
+        value = codec.encode_plain(Kind.DIFF, name, body)
+        fault_point("event.encode.after")
+        return self._hand_over(topic, [self._append_of(topic, instance, value)])[0]
+
+    def _append_of(self, topic: Topic, instance: str, value: bytes) -> Append:
+        if len(value) > self._event_bytes_max:
+            raise EventTooLarge(len(value), self._event_bytes_max)
+        key = instance_key(instance)
+        return Append(self.log.partition_of(key, topic), key, value, Receipt(self, instance))
+
+    def _hand_over(self, topic: Topic, appends: list[Append]) -> list[Receipt]:
+        newest = self._newest
+        receipts = []
         with self._appending:
             self.log.append(topic, appends)
-            for append, receipt in zip(appends, receipts, strict=True):
-                self._newest[append.partition] = receipt
+            for partition, _, _, receipt in appends:
+                newest[partition] = receipt  # type: ignore[assignment]  # made by _append_of
+                receipts.append(receipt)
+        return receipts  # type: ignore[return-value]
 
     def sure(self, instance: str, event: Event, timeout_s: float | None) -> Entry:
         """Append an event that counts once, again if its outcome is unknown; return its entry.
@@ -400,8 +415,7 @@ class Channel:
             note = Event(Kind.NOTE, GENERATION_NOTE, orjson.dumps(body))
             key = self._note_key(topic, partition)
             receipt = Receipt(self, key.decode())
-            append = Append(partition, key, codec.encode_event(note), receipt)
-            self._hand_over(topic, [append], [receipt])
+            self._hand_over(topic, [Append(partition, key, codec.encode_event(note), receipt)])
             receipt.entry(self.config.read_timeout_s)
 
     def _note_key(self, topic: Topic, partition: int) -> bytes:

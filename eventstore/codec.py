@@ -34,7 +34,7 @@ from eventstore.events import (
     Times,
 )
 
-__all__ = ["FINGERPRINT", "decode_event", "encode_event", "is_ours"]
+__all__ = ["FINGERPRINT", "decode_event", "encode_event", "encode_plain", "is_ours"]
 
 #: The first two bytes of Avro's single-object encoding, version 1.
 _MARKER: Final = b"\xc3\x01"
@@ -62,9 +62,9 @@ def encode_event(event: Event) -> bytes:
         UnsupportedValue: a part has another type than its field of Event states, a number is
             beyond 64 bits, or text has a lone surrogate; the path names it where it is known.
     """
-    plain = event[3:] == _PLAIN_PARTS and type(event.name) is str and type(event.body) is bytes
-    if plain and event.name.isascii():
-        return _plain_bytes(event)
+    kind, name, body = event[:3]
+    if event[3:] == _PLAIN_PARTS and type(name) is str and type(body) is bytes and name.isascii():
+        return _plain_bytes(kind, name, body)
     out = io.BytesIO()
     out.write(_HEADER)
     try:
@@ -82,6 +82,17 @@ def encode_event(event: Event) -> bytes:
             "a number beyond its bounds, or a value of another type than its field",
         )
     return value
+
+
+def encode_plain(kind: Kind, name: str, body: bytes) -> bytes:
+    """Return the bytes of `Event(kind, name, body)`, without making one.
+
+    Raises:
+        UnsupportedValue: as for `encode_event`.
+    """
+    if type(name) is str and name.isascii():
+        return _plain_bytes(kind, name, body)
+    return encode_event(Event(kind, name, body))
 
 
 def decode_event(value: bytes) -> Event:
@@ -202,8 +213,7 @@ _HEADS: Final = {kind: _HEADER + bytes((kind << 1, 0)) for kind in Kind}
 _KINDS_BY_BYTE: Final = {kind << 1: kind for kind in Kind}
 
 
-def _plain_bytes(event: Event) -> bytes:
-    kind, name, body = event[:3]
+def _plain_bytes(kind: Kind, name: str, body: bytes) -> bytes:
     head = _HEADS[kind] if not name else _HEADS[kind][:-1] + _length(len(name)) + name.encode()
     return b"%b%b%b%b" % (head, _length(len(body)), body, _PLAIN_SUFFIX)
 

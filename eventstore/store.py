@@ -285,6 +285,12 @@ class App:
                 full for `append_timeout_s`; nothing was written.
             Closed: the store is closed.
         """
+        if (
+            guard is None and expected_version is None and idempotency_key is None
+            and occurred_at is None and actor is None and meta is None and not self._validate
+        ):  # fmt: skip
+            body = encode_fields(diff) if type(diff) is dict else self._as_diff(diff).encode()
+            return self._channel.send_plain(instance, name, body)
         event = self._diff_event(
             diff, name, guard, expected_version, idempotency_key, occurred_at, actor, meta
         )
@@ -336,7 +342,7 @@ class App:
         if type(diff) is dict and not self._validate and not isinstance(guard, State):
             body = encode_fields(diff)
         else:
-            operations = diff if isinstance(diff, Diff) else self._as_diff(diff)
+            operations = self._as_diff(diff)
             if self._validate:
                 operations = self._type.check_diff(operations)
             body = operations.encode()
@@ -362,6 +368,8 @@ class App:
         )
 
     def _as_diff(self, fields: object) -> Diff:
+        if isinstance(fields, Diff):
+            return fields
         if isinstance(fields, State):
             raise InvalidDiff(
                 "append takes a diff or fields, not a State: app.commit(instance, state) writes"
