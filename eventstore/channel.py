@@ -71,6 +71,15 @@ class Channel:
         """Hand events to the log, together; either all are handed over or none.
 
         Raises:
+            UnsupportedValue: a part of an event cannot be encoded.
+            As for `send_encoded`.
+        """
+        return self.send_encoded([(name, codec.encode_event(event)) for name, event in events])
+
+    def send_encoded(self, values: Sequence[tuple[str, bytes]]) -> list[Receipt]:
+        """Hand encoded events to the log, together; either all are handed over or none.
+
+        Raises:
             ConfigError: an instance's name cannot be one.
             EventTooLarge: an event is above `event_bytes_max`.
             LogUnavailable: the buffer stayed full, or an earlier write failed unasked.
@@ -79,27 +88,8 @@ class Channel:
         if self._failed or self._closed:
             self.check()
         topic = self._topic or self._topic_to_write()
-        appends = []
-        for instance, event in events:
-            fault_point("event.encode.before")
-            value = codec.encode_event(event)
-            fault_point("event.encode.after")
-            appends.append(self._append_of(topic, instance, value))
-        return self._hand_over(topic, appends)
-
-    def send_plain(self, instance: str, name: str, body: bytes) -> Receipt:
-        """Hand over one diff that has a name and operations and nothing else; see `send`.
-
-        Most events are such diffs, and one that is built to be taken apart costs as much as all
-        the rest of an append.
-        """
-        if self._failed or self._closed:
-            self.check()
-        topic = self._topic or self._topic_to_write()
-        fault_point("event.encode.before")
-        value = codec.encode_plain(Kind.DIFF, name, body)
         fault_point("event.encode.after")
-        return self._hand_over(topic, [self._append_of(topic, instance, value)])[0]
+        return self._hand_over(topic, [self._append_of(topic, *value) for value in values])
 
     def _append_of(self, topic: Topic, instance: str, value: bytes) -> Append:
         if len(value) > self._event_bytes_max:

@@ -6,7 +6,7 @@ fastavro writes and reads the body. The one shape that nearly all events have, a
 body and nothing else, takes a shorter way, at a tenth of the cost; the tests hold it against
 fastavro, byte for byte.
 
-What is not found here: the meaning of bodies, which are bytes to the codec (diff.py, values.py).
+What is not found here: the meaning of bodies, which are bytes to the codec (diff.py, values/).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from eventstore.events import (
     Source,
     Times,
 )
+from eventstore.testing import fault_point
 
 __all__ = ["FINGERPRINT", "decode_event", "encode_event", "encode_plain", "is_ours"]
 
@@ -62,6 +63,7 @@ def encode_event(event: Event) -> bytes:
         UnsupportedValue: a part has another type than its field of Event states, a number is
             beyond 64 bits, or text has a lone surrogate; the path names it where it is known.
     """
+    fault_point("event.encode.before")
     kind, name, body = event[:3]
     if event[3:] == _PLAIN_PARTS and type(name) is str and type(body) is bytes and name.isascii():
         return _plain_bytes(kind, name, body)
@@ -91,6 +93,7 @@ def encode_plain(kind: Kind, name: str, body: bytes) -> bytes:
         UnsupportedValue: as for `encode_event`.
     """
     if type(name) is str and name.isascii():
+        fault_point("event.encode.before")
         return _plain_bytes(kind, name, body)
     return encode_event(Event(kind, name, body))
 

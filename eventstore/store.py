@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from eventstore import values
+from eventstore import codec, values
 from eventstore.channel import Channel, as_entry
 from eventstore.config import NAME_PATTERN, Config
 from eventstore.diff import ABSENT, Diff, encode_fields
@@ -290,7 +290,8 @@ class App:
             and occurred_at is None and actor is None and meta is None and not self._validate
         ):  # fmt: skip
             body = encode_fields(diff) if type(diff) is dict else self._as_diff(diff).encode()
-            return self._channel.send_plain(instance, name, body)
+            value = codec.encode_plain(Kind.DIFF, name, body)
+            return self._channel.send_encoded([(instance, value)])[0]
         event = self._diff_event(
             diff, name, guard, expected_version, idempotency_key, occurred_at, actor, meta
         )
@@ -312,11 +313,13 @@ class App:
         Raises:
             As for `append`; nothing was written.
         """
-        return self._channel.send([(item[0], self._item_event(item)) for item in items])
+        return self._channel.send_encoded([(item[0], self._item_value(item)) for item in items])
 
-    def _item_event(self, item: tuple[Any, ...]) -> Event:
+    def _item_value(self, item: tuple[Any, ...]) -> bytes:
+        if len(item) == 2 and type(item[1]) is dict and not self._validate:
+            return codec.encode_plain(Kind.DIFF, "", encode_fields(item[1]))
         if len(item) == 2:
-            return self._diff_event(item[1], "", None, None, None, None, None, None)
+            item = (*item, {})
         options = item[2]
         defaults: dict[str, Any] = {
             "name": "", "guard": None, "expected_version": None, "idempotency_key": None,
@@ -325,7 +328,7 @@ class App:
         unknown = options.keys() - defaults.keys()
         if unknown:
             raise ConfigError(f"append_many: unknown options {', '.join(sorted(unknown))}")
-        return self._diff_event(item[1], **{**defaults, **options})
+        return codec.encode_event(self._diff_event(item[1], **{**defaults, **options}))
 
     def _diff_event(
         self,
