@@ -66,7 +66,8 @@ def import_lines(session: Session, app: str, file: str) -> None:
             note(f"stopped; {importer.so_far}")
             raise
     if session.tables:
-        click.echo(f"{importer.written:,} events written to {app}; position {importer.position}")
+        place = "" if importer.position is None else f"; position {importer.position}"
+        click.echo(f"{importer.written:,} events written to {app}{place}")
     else:
         position = None if importer.position is None else str(importer.position)
         write_json({"app": app, "written": importer.written, "position": position})
@@ -121,7 +122,9 @@ def _parse(line: bytes) -> tuple[str, list[Any], dict[str, Any]]:
         raise click.UsageError("not a JSON object")
     unknown = sorted(facts.keys() - _KEYS)
     if unknown:
-        raise click.UsageError(f"unknown: {', '.join(unknown)}; there are {', '.join(_KEYS)}")
+        raise click.UsageError(
+            f"unknown keys: {', '.join(unknown)}; there are {', '.join(sorted(_KEYS))}"
+        )
     instance = facts.pop("instance", None)
     if not isinstance(instance, str):
         raise click.UsageError("it needs an instance, which is text")

@@ -77,13 +77,16 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def write_table(columns: Sequence[Cell], rows: Iterable[Sequence[str]]) -> int:
-    """Write rows as a table, a few hundred at a time; return how many there were."""
-    count = 0
+def write_table(
+    columns: Sequence[Cell], rows: Iterable[Sequence[str]], *, empty: str = "none"
+) -> None:
+    """Write rows as a table, a few hundred at a time; without one, note `empty` on stderr."""
+    written = False
     for chunk in _chunks(rows):
         _write_chunk(columns, chunk)
-        count += len(chunk)
-    return count
+        written = True
+    if not written:
+        note(empty)
 
 
 def _chunks(rows: Iterable[Sequence[str]]) -> Iterator[list[Sequence[str]]]:

@@ -116,6 +116,7 @@ def _write_state(session: Session, state: State) -> None:
     write_table(
         [Cell("field"), Cell("value", flexible=True)],
         ([name, json_text(value)] for name, value in fields.items()),
+        empty="no fields",
     )
 
 
@@ -130,7 +131,7 @@ def instances(session: Session, app: str, prefix: str, limit: int | None) -> Non
     with session.existing_app(app) as opened:
         names = itertools.islice(opened.instances(prefix), limit)
         if session.tables:
-            write_table([Cell("instance")], ([name] for name in names))
+            write_table([Cell("instance")], ([name] for name in names), empty="no instances")
         else:
             for name in names:
                 write_json({"instance": name})
@@ -162,7 +163,8 @@ def history(
 ) -> None:
     """Show what happened to an instance.
 
-    Each event with what the fold decided about it, refused ones too.
+    Each event with what the fold decided about it, refused ones too. In a table, the states take
+    the place of kinds and times.
     """
     with session.app(app) as opened:
         entries: Iterator[Entry] = opened.history(instance, reverse=reverse)
@@ -174,12 +176,20 @@ def history(
                 more = {"state": _state_after(opened, entry)} if states else {}
                 write_json(entry_json(entry) | more)
         elif states:
-            rows = (
-                [*entry_row(entry), json_text(_state_after(opened, entry))] for entry in entries
-            )
-            write_table([*ENTRY_COLUMNS, Cell("state", flexible=True)], rows)
+            _write_states(opened, entries)
         else:
-            write_table(ENTRY_COLUMNS, map(entry_row, entries))
+            write_table(ENTRY_COLUMNS, map(entry_row, entries), empty="no events")
+
+
+def _write_states(app: App, entries: Iterator[Entry]) -> None:
+    """Write what each event says beside what it made: a line has no room for more than that."""
+    columns = [column for column in ENTRY_COLUMNS if column.heading not in ("kind", "time")]
+    places = [ENTRY_COLUMNS.index(column) for column in columns]
+    rows = (
+        [*(entry_row(entry)[place] for place in places), json_text(_state_after(app, entry))]
+        for entry in entries
+    )
+    write_table([*columns, Cell("state", flexible=True)], rows, empty="no events")
 
 
 def _state_after(app: App, entry: Entry) -> dict[str, Any]:
@@ -257,7 +267,7 @@ def pending(session: Session, app: str, instance: str | None, limit: int | None)
                 Cell("instance", flexible=True), Cell("seq", right=True), Cell("request"),
                 Cell("lane"), Cell("attempts", right=True), Cell("since"), Cell("not before"),
             ]  # fmt: skip
-            write_table(columns, map(_pending_row, rows))
+            write_table(columns, map(_pending_row, rows), empty="no request waits")
         else:
             for row in rows:
                 write_json(_pending_json(row))

@@ -49,9 +49,15 @@ class Session:
 
     @contextmanager
     def app(self, name: str) -> Iterator[App]:
-        """Open an app of the store."""
+        """Open an app of the store; where an instance is not found, say so if its app is not."""
+        from eventstore.errors import InstanceNotFound
+
         with self.store() as store:
-            yield store.app(name)
+            try:
+                yield store.app(name)
+            except InstanceNotFound:
+                topic_of(store, name)
+                raise
 
     @contextmanager
     def existing_app(self, name: str) -> Iterator[App]:

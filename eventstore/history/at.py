@@ -111,7 +111,8 @@ def _time(text: str) -> datetime.datetime:
         return datetime.datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"at={text!r} is neither HEAD, HEAD~2, a time in ISO form nor a position token"
+            f"at={text!r} is neither a version's number, HEAD, HEAD~2, a time in ISO form nor a"
+            " position token"
         ) from None
 
 

@@ -148,6 +148,17 @@ def test_what_is_not_there_exits_with_3(run: Run) -> None:
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["get", "history"])
+def test_a_misspelt_app_is_told_from_an_instance_that_is_not_there(run: Run, command: str) -> None:
+    run("append", "orders", "o-1", "x=1")
+
+    misspelt = run(command, "order", "o-1")
+    absent = run(command, "orders", "o-2")
+
+    assert "has no app 'order'; it has: orders" in misspelt.stderr
+    assert "app 'orders' has no instance 'o-2'" in absent.stderr
+
+
 def test_a_conflict_exits_with_4_and_says_who_came_first(run: Run) -> None:
     run("append", "a", "i", "x=1")
 
@@ -375,6 +386,36 @@ def test_a_table_shows_what_people_look_for(run: Run, monkeypatch: pytest.Monkey
     assert run("get", "a", "i", "long").stdout == f'"{"x" * 500}"\n'
 
 
+def test_a_table_with_states_fits_a_narrow_terminal(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run("append", "a", "i", 'status="new"', f'long="{"x" * 100}"')
+
+    table = run("history", "a", "i", "--states", "--table").stdout.splitlines()
+
+    assert table[0].split() == ["seq", "version", "verdict", "what", "state"]
+    assert all(len(line) <= 80 for line in table)
+
+
+@pytest.mark.parametrize(
+    ("command", "remark"),
+    [
+        (("pending", "a"), "no request waits"),
+        (("instances", "a", "--prefix", "z"), "no instances"),
+        (("history", "a", "i", "--verdict", "conflict"), "no events"),
+        (("get", "a", "i", "--at", "0"), "no fields"),
+    ],
+)
+def test_a_table_without_rows_says_so(run: Run, command: tuple[str, ...], remark: str) -> None:
+    run("append", "a", "i", "x=1")
+
+    result = run(*command, "--table")
+
+    assert result.exit_code == 0
+    assert result.stderr == f"{remark}\n"
+
+
 def test_names_cannot_command_the_terminal(run: Run, folder: Path) -> None:
     with EventStore(folder) as store:
         store.app("a").append("i\x1b[2J\r", Diff().set("f\x1b[31m", "v\x1b[31m"))
@@ -446,7 +487,7 @@ def test_lines_are_imported_with_their_options(run: Run) -> None:
         (b"[1]", "not a JSON object"),
         (b'{"set": {"x": 1}}', "needs an instance"),
         (b'{"instance": "i"}', "neither set nor ops"),
-        (b'{"instance": "i", "set": {"x": 1}, "kee": "k"}', "unknown: kee"),
+        (b'{"instance": "i", "set": {"x": 1}, "kee": "k"}', "unknown keys: kee; there are actor, "),
         (b'{"instance": "i", "ops": [["explode", "x"]]}', "'explode' is unknown"),
         (b'{"instance": "i", "set": {"x": 1}, "expected_version": "1"}', "a number of 0 or more"),
         (b'{"instance": "i", "set": {"x": 1}, "occurred_at": "2020-01-01"}', "no time zone"),
@@ -467,6 +508,12 @@ def test_an_import_stops_at_the_first_bad_line_and_says_what_was_written(
     assert "line 3" in result.stderr
     assert "2 events were written before" in result.stderr
     assert answer(run("get", "a", "good", "x")) == 2
+
+
+def test_an_import_of_nothing_says_so(run: Run) -> None:
+    result = run("import", "a", "-", "--table", input="")
+
+    assert (result.exit_code, result.stdout) == (0, "0 events written to a\n")
 
 
 def test_an_import_with_keys_can_be_repeated(run: Run) -> None:
@@ -724,7 +771,7 @@ def test_an_error_has_no_traceback(folder: Path) -> None:
         answered, errors = process.communicate(timeout=60)
 
     assert (answered, process.returncode) == (b"", 3)
-    assert errors == b"Error: app 'a' has no instance 'i'\n"
+    assert errors.decode() == f"Error: {folder} has no app 'a'; it has: none\n"
     assert not folder.exists()
 
 
