@@ -2,7 +2,7 @@
 
 On the wire an operation is a JSON list, `[code, target, ...arguments]` (docs/wire.md); a target is
 a field's name, or `[field, step, ...]` for a place inside it: a text step enters an object, an
-index enters a list. Values inside are the tagged JSON of values.py, and everything here works on
+index enters a list. Values inside are the tagged JSON of values/, and everything here works on
 that JSON: the fold must never build Python values, because their classes may have changed.
 """
 

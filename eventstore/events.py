@@ -2,7 +2,7 @@
 
 An Event is what a writer appends; a place in the log, a time and a verdict come later, from the
 log and the fold (`Entry` has them together). Bodies are JSON bytes, exactly as on the
-wire: the fold and the view never build Python values from them (`values.py` does).
+wire: the fold and the view never build Python values from them (`values` does).
 
 The tuples here are NamedTuples and not dataclasses because millions are made per rebuild: a
 frozen dataclass of this size costs 4 us to build, a NamedTuple 0.5 us.

@@ -1,6 +1,6 @@
 """Goal: what is written reads back the same, whatever is nested in what.
 
-Method: hypothesis draws nested mixtures of everything that values.py takes; "the same" is stricter
+Method: hypothesis draws nested mixtures of everything that values takes; "the same" is stricter
 than ==, because to Python True == 1 == 1.0, -0.0 == 0.0, and a Decimal forgets its exponent.
 """
 
@@ -26,6 +26,7 @@ from hypothesis.extra import numpy as numpy_strategies
 
 from eventstore import values
 from eventstore.errors import UnreadableValue
+from eventstore.values.reading import READERS
 
 
 class Colour(enum.Enum):
@@ -221,7 +222,7 @@ json_texts = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.dictionaries(texts, inner, max_size=3),
-        st.builds(lambda tag, item: {tag: item}, st.sampled_from(sorted(values._READERS)), inner),
+        st.builds(lambda tag, item: {tag: item}, st.sampled_from(sorted(READERS)), inner),
         st.builds(
             lambda tag, *parts: {tag: list(parts)},
             st.sampled_from(["$enum", "$model", "$dataclass", "$user", "$dict"]),

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy
 import orjson
@@ -25,6 +26,7 @@ import pytest
 
 from eventstore import values
 from eventstore.errors import ConfigError, UnreadableValue, UnsupportedValue
+from eventstore.values import classes
 
 
 class Colour(enum.Enum):
@@ -85,9 +87,12 @@ class State(Mapping[str, int]):
 
 
 @pytest.fixture(autouse=True)
-def _registrations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "_registered_by_class", {})
-    monkeypatch.setattr(values, "_registered_by_name", {})
+def _registrations() -> Iterator[None]:
+    with (
+        patch.dict(classes.registered_by_class, clear=True),
+        patch.dict(classes.registered_by_name, clear=True),
+    ):
+        yield
 
 
 def reads_back(value: Any) -> Any:
@@ -126,7 +131,7 @@ def reads_back(value: Any) -> Any:
         ({"$int": "1"}, '{"$dict":[["$int","1"]]}'),
         ({"a$": "$5"}, '{"a$":"$5"}'),
         ({3, 20, 1}, '{"$set":[1,20,3]}'),
-        (frozenset("ba"), '{"$frozenset":["a","b"]}'),
+        (frozenset({2, 1}), '{"$frozenset":[1,2]}'),  # of ints: the order of its repr is fixed
         ((1, (2,)), '{"$tuple":[1,{"$tuple":[2]}]}'),
         (
             numpy.array([[1, 2]], "<i2"),
@@ -196,7 +201,7 @@ def test_sets_are_written_alike_in_every_process() -> None:
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(Path(values.__file__).parents[1])},
+            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(Path(values.__file__).parents[2])},
             check=True,
             capture_output=True,
         ).stdout
@@ -399,7 +404,7 @@ def test_numpy_is_never_imported() -> None:
 
     output = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(Path(values.__file__).parents[1])},
+        env={"PYTHONPATH": str(Path(values.__file__).parents[2])},
         check=True,
         capture_output=True,
         text=True,

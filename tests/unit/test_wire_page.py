@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy  # noqa: F401  (values.py reads arrays only where it is loaded)
+import numpy  # noqa: F401  (values reads arrays only where it is loaded)
 import orjson
 import pytest
 from confluent_kafka import murmur2
@@ -18,6 +18,7 @@ from eventstore.codec import decode_event, encode_event
 from eventstore.config import Config
 from eventstore.diff import ABSENT, STEPS_MAX, apply_operation, check_wire
 from eventstore.events import SYSTEM_PREFIX, Event, Guard, Kind, Origin, RequestPolicy, Times
+from eventstore.values.reading import READERS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 SCHEMA: dict[str, Any] = json.loads(files("eventstore").joinpath("event.avsc").read_text())
@@ -122,7 +123,7 @@ def test_each_tagged_value_is_what_is_read_and_written(shown: str) -> None:
 def test_every_tag_is_in_the_table() -> None:
     tags = {next(iter(json.loads(shown))) for shown in SHOWN}
 
-    assert tags == set(values._READERS)
+    assert tags == set(READERS)
 
 
 VECTORS = re.findall(r"\n### (.+?)\n+```hex\n(.+?)```\n+```json\n(.+?)```", PAGE, re.S)
