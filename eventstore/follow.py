@@ -76,8 +76,9 @@ class Follower:
         self._open_view = open_view
         self._hot_bytes_max = hot_bytes_max
         self._report = report
-        #: Held by the one thread that folds.
-        self._lock = threading.Lock()
+        #: Held by the one thread that folds. It knows its holder, so that letting go of it after an
+        #: interrupt (Ctrl-C) is right wherever that came; it is never taken twice.
+        self._lock = threading.RLock()
         #: partition -> why it goes no further.
         self._stopped: dict[int, EventStoreError] = {}
         self._quarantined: dict[int, frozenset[int]] = {}
@@ -99,28 +100,28 @@ class Follower:
     def _use(self, opened: OpenView) -> None:
         self._opened = opened
         self.reader = ViewReader(opened.table)
+        self._repairs = repairs_of(self._log, self.topic)
         self._writer = self._new_writer()
         #: partition -> the first offset that is not folded; read without the lock.
         self.offsets_next = {
             partition: self._writer.progress(partition).offset_next
             for partition in range(self.topic.partitions)
         }
-        self._repairs = repairs_of(self._log, self.topic)
-        for partition, offset in self._repairs.begin.items():
-            if self.offsets_next[partition] < offset:
-                self._writer.begin_at(partition, offset)
-                self.offsets_next[partition] = offset
         self._quarantined = quarantined(self._log, self.topic)
         self._stopped.clear()
         self._suspect = True
         self._fault = None
 
     def _new_writer(self) -> ViewWriter:
-        return ViewWriter(
+        writer = ViewWriter(
             self._opened.table,
             lambda key: self._log.partition_of(key, self.topic),
             hot_bytes_max=self._hot_bytes_max,
         )
+        for partition, offset in self._repairs.begin.items():
+            if writer.progress(partition).offset_next < offset:
+                writer.begin_at(partition, offset)
+        return writer
 
     # --- starting and ending --------------------------------------------------------------------
 
@@ -196,12 +197,15 @@ class Follower:
                         f" {self.offsets_next[partition] - 1} of partition {partition}, not at"
                         f" {offset}, after {timeout_s} s; read again later"
                     )
-                if not self._lock.acquire(timeout=left):
-                    continue
                 try:
+                    if not self._lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+                        continue
                     moved = self.offsets_next[partition] > offset or self._advance(partition)
                 finally:
-                    self._lock.release()
+                    try:  # noqa: SIM105  an interrupt may come in any call, suppress() too
+                        self._lock.release()
+                    except RuntimeError:
+                        pass  # not ours
                 self.check(partition)
                 if not moved:
                     wanted = {partition: self.offsets_next[partition]}
@@ -278,7 +282,11 @@ class Follower:
         stopped = self._stopped.get(partition)
         if isinstance(stopped, LogTruncated):
             raise stopped
-        offset = self.offsets_next[partition]
+        offset = self._writer.progress(partition).offset_next
+        if offset > self.offsets_next[partition]:
+            # An interrupt came between the fold and this: what is folded is not folded again.
+            self.offsets_next[partition] = offset
+            return True
         try:
             batch = self._log.read(
                 self.topic,
@@ -407,11 +415,14 @@ class Follower:
 
     def _begin_anew(self, reason: str) -> None:
         self._remember_seen()
+        # An interrupt leaves a closed database: whoever comes next opens it again.
+        self._fault = ViewDamaged(reason)
         self._opened.begin_anew(reason)
         self._use(self._opened)
 
     def _reopen(self) -> None:
         self._remember_seen()
+        self._fault = self._fault or ViewDamaged("the view is being opened again")
         self._opened.close()
         self._use(self._open_view(self.topic))
 

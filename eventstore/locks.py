@@ -53,17 +53,22 @@ class FileLock:
         """
         assert not self.held, f"{self.path} is held by this object already"
         while True:
-            if self._descriptor is None:
-                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            if not _lock(self._descriptor):
-                if not self._keep_open:
-                    self._close_descriptor()
-                return False
-            # Somebody may have unlinked the file between our open and our lock, and a third may
-            # hold the lock of a new file by now: only the file that the path names counts.
-            if _is_at(self._descriptor, self.path):
-                self.held = True
-                return True
+            try:
+                if self._descriptor is None:
+                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                if not _lock(self._descriptor):
+                    if not self._keep_open:
+                        self._close_descriptor()
+                    return False
+                # Somebody may have unlinked the file between our open and our lock, and a third
+                # may hold the lock of a new file by now: only the file that the path names counts.
+                if _is_at(self._descriptor, self.path):
+                    self.held = True
+                    return True
+            except BaseException:
+                # Ctrl-C just after the lock was taken: nobody would know that it is ours.
+                self._close_descriptor()
+                raise
             self._close_descriptor()
 
     def acquire(self, timeout_s: float) -> bool:
@@ -82,7 +87,6 @@ class FileLock:
         """Let others have the lock; `unlink` removes the file first. Harmless when not held."""
         if not self.held:
             return
-        self.held = False
         if unlink:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
@@ -91,6 +95,7 @@ class FileLock:
             _unlock(self._descriptor)
         else:
             self._close_descriptor()
+        self.held = False  # last: a release that Ctrl-C has stopped can be made again
 
     def close(self) -> None:
         """Release the lock and the descriptor."""
@@ -134,9 +139,9 @@ class FileLock:
         self._close_descriptor()
 
     def _close_descriptor(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def __del__(self) -> None:
         self._close_descriptor()

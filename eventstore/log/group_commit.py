@@ -4,22 +4,30 @@ There is no writer thread to hand a record to: the thread that needs its record 
 commits everything that is queued; those that come meanwhile wait, and one of them leads next. So
 a lone writer pays no thread switch, and 32 writers share each fsync. What nobody waits for is
 committed by a lazy thread in the background. How to write is the `Writer`'s business (sqlite.py).
+
+Ctrl-C may come between any two steps of the thread that leads. So what must be undone is written
+down before it is done, and the cleanup can be begun again: it is called twice, and one of the two
+calls runs to its end (tests/fault/test_interrupts.py tries every place).
 """
 
 from __future__ import annotations
 
 import _thread
+import contextlib
+import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from eventstore.errors import Closed, LogUnavailable, OutcomeUnknown
+from eventstore.errors import Closed, EventStoreError, LogUnavailable, OutcomeUnknown
 from eventstore.lifetime import close_at_exit
 from eventstore.log.base import Append
 from eventstore.testing import fault_point
 
 __all__ = ["GroupCommit", "Job", "Writer"]
+
+logger = logging.getLogger(__name__)
 
 #: How long an append that nobody waits for may lie before the background thread commits it.
 LINGER_S = 0.001
@@ -57,26 +65,33 @@ class Writer(Protocol):
         """
 
     def release(self) -> None:
-        """Give the right to write back; housekeeping is done here, after the writers were told."""
+        """Give the right to write back; housekeeping is done here, after the writers were told.
+
+        Harmless without that right, and after an `acquire` that was interrupted.
+        """
 
 
 class _Group:
     """Jobs that will be committed together, and the threads that wait for that."""
 
-    __slots__ = ("finished", "jobs", "waiters")
+    __slots__ = ("finished", "jobs", "outcome", "settled_count", "tried_count", "waiters")
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.waiters: list[_thread.LockType] = []
         self.finished = False
+        #: How many of the jobs were told what became of them, and how many will be with `outcome`.
+        self.settled_count = self.tried_count = 0
+        #: The first offsets of the jobs that were tried; None while that is not known.
+        self.outcome: Sequence[int] | LogUnavailable | None = None
 
 
 class GroupCommit:
     """A bounded queue of appends whose users commit it themselves.
 
-    Invariants, under `_mutex`: at most one thread leads (`_leading`); a job is in `_open` until a
-    leader takes it, and its deliveries are told before the leader ends; `_buffered_bytes` counts
-    what was queued and not yet told.
+    Invariants, under `_mutex`: at most one thread leads (`_leader`, its ident); a job is in `_open`
+    until a leader takes it, and its deliveries are told before the leader ends; `_buffered_bytes`
+    counts what was queued and not yet told.
     """
 
     def __init__(self, writer: Writer, *, buffer_bytes_max: int, append_timeout_s: float) -> None:
@@ -86,7 +101,7 @@ class GroupCommit:
         self._mutex = threading.Lock()
         self._open = _Group()
         self._committing: _Group | None = None
-        self._leading = False
+        self._leader: int | None = None
         self._buffered_bytes = 0
         self._queued_count = 0
         self._settled_count = 0
@@ -131,12 +146,13 @@ class GroupCommit:
                 self._buffered_bytes + job.size_bytes > self._buffer_bytes_max
             ):
                 return False
-            self._open.jobs.append(job)
-            self._of_thread.group = self._open
-            self._buffered_bytes += job.size_bytes
-            self._queued_count += 1
             if not self._background_awake:
                 self._wake_background()
+            self._of_thread.group = self._open
+            # No calls in here: an interrupt can come in a call only, and these belong together.
+            self._buffered_bytes += job.size_bytes
+            self._queued_count += 1
+            self._open.jobs += (job,)
             return True
 
     def drive(self, timeout_s: float | None) -> None:
@@ -146,25 +162,39 @@ class GroupCommit:
         """
         self._refuse_in_child()
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            try:
+                if self._takes_the_lead(deadline_s):
+                    self._lead()
+            finally:
+                self._end_lead()
+        finally:
+            self._end_lead()
+
+    def _takes_the_lead(self, deadline_s: float | None) -> bool:
+        """Wait for this thread's group; True as soon as this thread has to commit it."""
         while True:
             with self._mutex:
-                if not self._leading:
+                if self._leader is None:
                     if not self._open.jobs:
-                        return
-                    self._leading = True
-                    break
+                        return False
+                    self._leader = _thread.get_ident()
+                    return True
                 group: _Group = getattr(self._of_thread, "group", self._open)
                 if group.finished:
                     group = self._committing or self._open
+                if group.finished:
+                    group = self._open
                 waiter = _thread.allocate_lock()
                 waiter.acquire()
                 group.waiters.append(waiter)
-            left_s = -1.0 if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            left_s = -1.0 if deadline_s is None else deadline_s - time.monotonic()
+            if deadline_s is not None:
+                left_s = min(max(0.0, left_s), threading.TIMEOUT_MAX)
             # A waiter that leaves early may be the one that the next leader is waited for from:
             # the background thread leads then, after its linger.
             if not waiter.acquire(timeout=left_s) or group.finished:
-                return
-        self._lead()
+                return False
 
     def flush(self, timeout_s: float | None) -> None:
         """Return when all that was queued before is settled; see `Log.flush`."""
@@ -205,98 +235,115 @@ class GroupCommit:
     # --- leading ----------------------------------------------------------------------------
 
     def _lead(self) -> None:
-        """Commit all open jobs, tell their writers, hand on. `_leading` was set by the caller."""
-        assert self._leading, "only the thread that set _leading may lead"
+        """Commit all open jobs and tell their writers. `_end_lead` comes next, whatever happens."""
+        assert self._leader == _thread.get_ident(), "only the thread that took the lead may lead"
+        # The right to write first, then the queue: who comes while we wait is in the group.
+        oldest_s = self._open.jobs[0].queued_at_s
+        waited_s = time.monotonic() - oldest_s
         try:
-            # The right to write first, then the queue: who comes while we wait is in the group.
-            oldest_s = self._open.jobs[0].queued_at_s
-            waited_s = time.monotonic() - oldest_s
-            try:
-                self._writer.acquire(max(0.0, self._append_timeout_s - waited_s))
-            except LogUnavailable as error:
-                self._fail_overdue(error)
-                return
-            try:
-                with self._mutex:
-                    group = self._committing = self._open
-                    self._open = _Group()
-                self._commit(group)
-            finally:
-                self._writer.release()
-        finally:
-            with self._mutex:
-                self._leading = False
-                # One of those who wait leads next; where there is nothing to commit, nobody
-                # would wake the rest.
-                count = 1 if self._open.jobs else len(self._open.waiters)
-                woken = self._open.waiters[:count]
-                del self._open.waiters[:count]
-            for waiter in woken:
-                waiter.release()
+            self._writer.acquire(max(0.0, self._append_timeout_s - waited_s))
+        except LogUnavailable as error:
+            self._fail_overdue(error)
+            return
+        successor = _Group()
+        with self._mutex:
+            self._committing = self._open
+            self._open = successor
+        self._commit(self._committing)
 
     def _commit(self, group: _Group) -> None:
-        chunks = list(_chunks(group.jobs))
-        try:
-            while chunks:
-                self._commit_chunk(chunks.pop(0))
-        finally:
-            for chunk in chunks:  # an interrupt (Ctrl-C) came: these were not tried
-                self._settle(chunk, LogUnavailable("the commit was interrupted"))
-            self._finish(group)
+        while group.settled_count < len(group.jobs):
+            jobs = _chunk(group.jobs, group.settled_count)
+            group.tried_count = group.settled_count + len(jobs)
+            try:
+                group.outcome = self._writer.write(jobs)
+            except LogUnavailable as error:
+                group.outcome = error
+            except EventStoreError as error:
+                group.outcome = LogUnavailable(str(error))
+            except BaseException as error:
+                group.outcome = OutcomeUnknown(f"the commit was interrupted: {error!r}")
+                raise
+            self._settle(group)
 
-    def _commit_chunk(self, jobs: Sequence[Job]) -> None:
-        try:
-            offsets = self._writer.write(jobs)
-        except LogUnavailable as error:
-            self._settle(jobs, error)
-        except BaseException as error:
-            self._settle(jobs, OutcomeUnknown(f"the commit was interrupted: {error!r}"))
-            raise
-        else:
-            self._settle(jobs, offsets)
-
-    def _settle(self, jobs: Sequence[Job], outcome: Sequence[int] | LogUnavailable) -> None:
-        """Tell every delivery of these jobs, and count them as done."""
+    def _settle(self, group: _Group) -> None:
+        """Tell every delivery of the jobs that were tried, and count them as done."""
+        jobs = group.jobs[group.settled_count : group.tried_count]
+        count, size_bytes = len(jobs), sum(job.size_bytes for job in jobs)
+        outcome = group.outcome
+        assert outcome is not None
         try:
             _tell(jobs, outcome)
         finally:
             fault_point("log.acknowledged")
             with self._mutex:
-                self._settled_count += len(jobs)
-                self._buffered_bytes -= sum(job.size_bytes for job in jobs)
-
-    def _finish(self, group: _Group) -> None:
-        with self._mutex:
-            group.finished = True
-            self._committing = None
-            waiters, group.waiters = group.waiters, []
-        for waiter in waiters:
-            waiter.release()
+                # No calls in here: they belong together, and an interrupt comes in calls only.
+                group.settled_count = group.tried_count
+                group.outcome = None
+                self._buffered_bytes -= size_bytes
+                self._settled_count += count
 
     def _fail_overdue(self, error: LogUnavailable) -> None:
         """Fail the jobs that waited for the whole append timeout; the younger ones stay."""
         overdue_before_s = time.monotonic() - self._append_timeout_s
+        overdue = _Group()
+        overdue.outcome = error
         with self._mutex:
-            jobs = self._open.jobs
-            count = sum(job.queued_at_s <= overdue_before_s for job in jobs)
+            group = self._open
+            count = sum(job.queued_at_s <= overdue_before_s for job in group.jobs)
+            overdue.tried_count = count
+            overdue.jobs, younger = group.jobs[:count], group.jobs[count:]
             # Whoever waits for the group looks again: some of its jobs are settled.
-            waiters, self._open.waiters = self._open.waiters, []
-            overdue, self._open.jobs = jobs[:count], jobs[count:]
-        self._settle(overdue, error)
-        for waiter in waiters:
-            waiter.release()
+            overdue.waiters, group.waiters = group.waiters, []
+            self._committing, group.jobs = overdue, younger
+        self._settle(overdue)
+
+    def _end_lead(self) -> None:
+        """Settle what is left of the lead of this thread, if it leads, and hand on.
+
+        May be called again at any time, and goes on where an interrupt has stopped it.
+        """
+        if self._leader != _thread.get_ident():
+            return
+        try:
+            group = self._committing
+            if group is not None:
+                self._finish(group)
+        finally:
+            self._writer.release()
+        with self._mutex:
+            self._committing = None
+            # One of those who wait leads next; where there is nothing to commit, nobody
+            # would wake the rest.
+            waiters = self._open.waiters
+            _wake(waiters, 1 if self._open.jobs else len(waiters))
+            self._leader = None
+
+    def _finish(self, group: _Group) -> None:
+        """Settle what an interrupt has left of a group, and wake those who wait for it."""
+        if group.settled_count < group.tried_count:
+            if group.outcome is None:
+                group.outcome = OutcomeUnknown("the commit was interrupted")
+            self._settle(group)
+        if group.settled_count < len(group.jobs):  # these were not tried
+            group.outcome = LogUnavailable("the commit was interrupted; nothing was written")
+            group.tried_count = len(group.jobs)
+            self._settle(group)
+        with self._mutex:
+            group.finished = True
+        _wake(group.waiters, len(group.waiters))
 
     # --- background -------------------------------------------------------------------------
 
     def _wake_background(self) -> None:
         """Have somebody commit what nobody waits for. Called with the mutex held."""
-        self._background_awake = True
-        if self._background is None:
+        if self._background is None or not self._background.is_alive():
             self._background = threading.Thread(
                 target=self._run_background, name="eventstore-commit", daemon=True
             )
             self._background.start()
         self._bell.release()
+        self._background_awake = True  # last: an interrupt before it costs one idle round
 
     def _run_background(self) -> None:
         """Commit each group that lay for a linger while nobody led; sleep while nothing comes.
@@ -311,59 +358,78 @@ class GroupCommit:
                 time.sleep(LINGER_S)
                 with self._mutex:
                     group = self._open
-                    lead = bool(group.jobs) and group is seen and not self._leading
+                    lead = bool(group.jobs) and group is seen and self._leader is None
                     if lead:
-                        self._leading = True
+                        self._leader = _thread.get_ident()
                     seen = group if group.jobs else None
                     idle_s = idle_s + LINGER_S if self._queued_count == seen_count else 0.0
                     seen_count = self._queued_count
-                    if seen is not None or self._leading:
+                    if seen is not None or self._leader is not None:
                         idle_s = 0.0
                     if self._closed and seen is None:
                         return
                     if idle_s >= IDLE_S:
                         self._background_awake = False
                 if lead:
-                    self._lead()
+                    self._lead_in_background()
+
+    def _lead_in_background(self) -> None:
+        try:
+            self._lead()
+        except Exception:
+            # Its writers were told; those of tomorrow still need this thread.
+            logger.exception("a commit in the background failed")
+        finally:
+            self._end_lead()
 
 
-def _chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Split jobs into rows that fit one transaction each; a job is never split."""
-    chunk: list[Job] = []
+def _chunk(jobs: Sequence[Job], start: int) -> Sequence[Job]:
+    """Return the jobs from `start` on that fit one transaction; a job is never split."""
     size_bytes = 0
-    for job in jobs:
-        if chunk and size_bytes + job.size_bytes > COMMIT_BYTES_MAX:
-            yield chunk
-            chunk, size_bytes = [], 0
-        chunk.append(job)
-        size_bytes += job.size_bytes
-    if chunk:
-        yield chunk
+    for end in range(start, len(jobs)):
+        size_bytes += jobs[end].size_bytes
+        if size_bytes > COMMIT_BYTES_MAX and end > start:
+            return jobs[start:end]
+    return jobs[start:]
+
+
+def _wake(waiters: list[_thread.LockType], count: int) -> None:
+    """Wake the first waiters, and forget them only then: nobody is forgotten asleep."""
+    for waiter in waiters[:count]:
+        # Woken before an interrupt came: the lock is free already.
+        with contextlib.suppress(RuntimeError):
+            waiter.release()
+    del waiters[:count]
 
 
 def _tell(jobs: Sequence[Job], outcome: Sequence[int] | LogUnavailable) -> None:
-    """Tell every delivery, in order; what one of them raises (or Ctrl-C) is raised at the end."""
-    told: Iterator[tuple[Append, int]]
+    """Tell every delivery, in order; what one of them raises (or Ctrl-C) is raised at the end.
+
+    After an interrupt the one that may have missed it is told again.
+    """
+    told: list[tuple[Append, int]]
     if isinstance(outcome, LogUnavailable):
-        told = iter([(append, -1) for job in jobs for append in job.appends])
+        told = [(append, -1) for job in jobs for append in job.appends]
     else:
-        told = iter(
-            [
-                (append, offset)
-                for job, offset_first in zip(jobs, outcome, strict=True)
-                for offset, append in enumerate(job.appends, offset_first)
-            ]
-        )
+        told = [
+            (append, offset)
+            for job, offset_first in zip(jobs, outcome, strict=True)
+            for offset, append in enumerate(job.appends, offset_first)
+        ]
     failure: BaseException | None = None
-    while True:
+    start = 0
+    while start < len(told):
         try:
-            for append, offset in told:
+            for append, offset in told[start:]:
                 if offset < 0:
                     assert isinstance(outcome, LogUnavailable)
                     append.delivery.failed(outcome)
                 else:
                     append.delivery.delivered(append.partition, offset)
-            break
+                start += 1
+        except Exception as error:
+            failure = error
+            start += 1
         except BaseException as error:
             failure = error
     if failure is not None:

@@ -96,8 +96,8 @@ class SqliteWriter:
     def alone(self) -> Iterator[apsw.Connection]:
         """Lend a connection of its own for a rare write, with the turn taken; creates the file."""
         turn = Turn(self._locks)
-        turn.take(self._timeout_s)
         try:
+            turn.take(self._timeout_s)
             self._file.create()
             connection = self._file.connect()
             try:
@@ -228,20 +228,22 @@ class Turn:
         """Wait for the turn; LogUnavailable after `timeout_s`."""
         deadline_s = time.monotonic() + timeout_s
         try:
-            if self._next.acquire(timeout_s):
-                try:
-                    if self._writer.acquire(max(0.0, deadline_s - time.monotonic())):
-                        return
-                finally:
-                    self._next.release()
+            if self._next.acquire(timeout_s) and self._writer.acquire(
+                max(0.0, deadline_s - time.monotonic())
+            ):
+                return
         except OSError as error:
             raise LogUnavailable(f"{self._writer.path} cannot be locked: {error}") from error
+        finally:
+            self._next.release()
         raise LogUnavailable(
             f"another process has held {self._writer.path} for {timeout_s:g} s (is it stopped?);"
             " nothing was written"
         )
 
     def give_back(self) -> None:
+        """Let the next one write. Harmless without the turn, and after a `take` cut short."""
+        self._next.release()
         self._writer.release()
 
     def close(self) -> None:

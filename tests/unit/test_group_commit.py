@@ -43,7 +43,8 @@ class ScriptedWriter:
         return firsts
 
     def release(self) -> None:
-        self._writing.release()
+        if self._writing.locked():
+            self._writing.release()
 
 
 def make(
