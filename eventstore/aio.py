@@ -57,6 +57,9 @@ class AsyncEventStore:
         # Not in the store's own threads: closing ends them.
         await asyncio.to_thread(self.store.close)
 
+    def __repr__(self) -> str:
+        return f"<AsyncEventStore of {self.store!r}>"
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -80,6 +83,9 @@ class AsyncApp:
     def name(self) -> str:
         """The app's name."""
         return self._app.name
+
+    def __repr__(self) -> str:
+        return f"<AsyncApp of {self._app!r}>"
 
     async def append(self, *args: Any, **options: Any) -> Receipt:
         """Append a diff; `await` the receipt for its durability. See `App.append`."""

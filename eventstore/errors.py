@@ -82,7 +82,8 @@ class Conflict(EventStoreError):
     """Another writer came first. The diff is in the log, without effect: read, decide, retry.
 
     `field` is what changed since `base`, the version that this writer had read (None when the
-    order, not a field, was the reason); `winner` is the sequence of the event that came first.
+    order, not a field, was the reason); `winner` is the sequence of the event that came first;
+    `advice` is the message's last words.
     """
 
     def __init__(
@@ -95,10 +96,12 @@ class Conflict(EventStoreError):
         base: int | None = None,
         version: int | None = None,
         winner: int | None = None,
+        advice: str = "read the instance again, decide again, retry",
     ) -> None:
         super().__init__(app, instance)
         self.app, self.instance, self.reason, self.field = app, instance, reason, field
         self.base, self.version, self.winner = base, version, winner
+        self.advice = advice
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_conflict, (self.app, self.instance, self.__dict__.copy())
@@ -106,7 +109,7 @@ class Conflict(EventStoreError):
     def __str__(self) -> str:
         return (
             f"{self.app}/{self.instance}: {self.reason}. The diff is in the log but had no effect:"
-            " read the instance again, decide again, retry"
+            f" {self.advice}"
         )
 
 

@@ -469,9 +469,14 @@ class App:
         Raises:
             Conflict: somebody came first; it names the field, its version and the winner.
             Rejected: an operation does not fit the state as it is now.
-            InvalidDiff: the state is one of another instance; nothing was written.
+            InvalidDiff: the state is one of another instance, or no State; nothing was written.
             LogUnavailable, OutcomeUnknown, ReadTimeout: see errors.py for what was written.
         """
+        if not isinstance(state, State):
+            raise InvalidDiff(
+                f"commit takes a State, with changes, that `get` returned, not {state!r:.80}: for"
+                " fields and diffs there is append; nothing was written"
+            )
         diff, base, generation = state.diff, state.version, state.generation
         if state.version is None:
             diff = Diff.from_json([["set", field, kept] for field, kept in state.to_json().items()])
@@ -758,7 +763,11 @@ class App:
             if entry.verdict != Verdict.ACCEPTED:
                 break
         assert entry is not None  # even an empty state makes one body
-        return self._committed(to, entry, 0)
+        try:
+            return self._committed(to, entry, 0)
+        except Conflict as conflict:
+            conflict.advice = "fork to a name that is free"
+            raise
 
     def reset(
         self, instance: str, *, actor: str | None = None, timeout_s: float | None = None

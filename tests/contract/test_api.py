@@ -661,6 +661,14 @@ def test_a_state_is_committed_only_to_its_own_instance(app: Any) -> None:
     assert nothing_was_written(app, "o-2")
 
 
+def test_what_is_committed_is_a_state(app: Any) -> None:
+    app.append("o-1", {"n": 1})
+
+    with pytest.raises(InvalidDiff, match=r"takes a State.*not \{'n': 2\}.*append.*nothing was"):
+        app.commit("o-1", {"n": 2})
+    assert app.get("o-1").version == 1
+
+
 def test_a_commit_with_a_used_key_returns_the_state_after_the_first(app: Any) -> None:
     app.append("o-1", {"n": 1})
     state = app.get("o-1").increment(n=1)
@@ -1054,7 +1062,7 @@ def test_a_fork_begins_with_the_state_of_another_and_goes_its_own_way(app: Any) 
 def test_a_fork_needs_a_name_that_is_free_and_a_state_that_is_there(app: Any) -> None:
     app.append_many([("o-1", {"n": 1}), ("o-2", {"n": 2})])
 
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match="had no effect: fork to a name that is free"):
         app.fork("o-1", to="o-2")
     with pytest.raises(InstanceNotFound):
         app.fork("nobody", to="o-3")
