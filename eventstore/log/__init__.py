@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 
 from eventstore.config import Config
@@ -9,6 +10,9 @@ from eventstore.errors import ConfigError
 from eventstore.log.base import Log
 
 __all__ = ["open_log"]
+
+#: What a Kafka address looks like whose scheme was forgotten.
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}(,[\w.-]+:\d{2,5})*")
 
 
 def open_log(url: str, config: Config) -> Log:
@@ -21,7 +25,8 @@ def open_log(url: str, config: Config) -> Log:
     - `sqlite:///absolute/path`, or any path without a scheme, is a folder of this machine.
 
     Raises:
-        ConfigError: the URL has an unknown scheme or option, or what it names is not a log.
+        ConfigError: the URL has an unknown scheme or option, or what it names is not a log; or
+            it has no scheme and is the name of a host and its port.
         LogUnavailable: the log is there, but cannot be reached or is damaged.
     """
     scheme, separator, rest = url.partition("://")
@@ -32,6 +37,10 @@ def open_log(url: str, config: Config) -> Log:
         folder = urllib.parse.unquote(rest) if separator else url
         if not folder:
             raise ConfigError(f"{url!r} names no folder; write sqlite:///absolute/path or a path")
+        if not separator and _HOST_AND_PORT.fullmatch(url):
+            raise ConfigError(
+                f"{url!r} could be a broker or a folder: write kafka://{url}, or ./{url}"
+            )
         return SqliteLog(folder, config)
     if scheme == "memory":
         from eventstore.log.memory import MemoryLog

@@ -272,7 +272,8 @@ class Cluster:
                 cause, text = error, "no answer"
             if time.monotonic() + RETRY_PAUSE_S > deadline:
                 raise LogUnavailable(
-                    f"{self._address.url} was asked {what} for {self._timeout_s:g} s: {text}"
+                    f"{self._address.url} was asked {what} for {self._timeout_s:g} s: {text}."
+                    " See that a broker runs there, and can be reached from here"
                 ) from cause
             time.sleep(RETRY_PAUSE_S)
             with contextlib.suppress(KafkaException):

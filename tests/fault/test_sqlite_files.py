@@ -243,6 +243,14 @@ def test_urls_name_folders(tmp_path: Path) -> None:
         open_log("postgres://here", CONFIG)
 
 
+@pytest.mark.parametrize("address", ["localhost:9092", "kafka-1.example.org:9092,10.0.0.2:9093"])
+def test_an_address_without_its_scheme_is_not_taken_for_a_folder(address: str) -> None:
+    with pytest.raises(ConfigError, match=f"write kafka://{address}, or ./{address}"):
+        open_log(address, CONFIG)
+
+    assert not Path(address).exists()
+
+
 # --- a disk that fails ---
 
 
