@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ _REFUSED_SHOWN_MAX: Final = 3
 _REFUSED_COUNTED_MAX: Final = 10_000
 
 _PACKAGES: Final = ("foldlog", "apsw", "confluent-kafka", "rocksdict", "fastavro", "pydantic")
+#: Variables that are ours and no settings; `EVENTSTORE_KAFKA_...` are the Kafka client's.
+_VARIABLES: Final = ("EVENTSTORE_URL", "EVENTSTORE_CONFIG", "EVENTSTORE_FAULT")
+_VARIABLES_PREFIXES: Final = ("EVENTSTORE_KAFKA_", "EVENTSTORE_TEST_")
+
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -63,6 +68,7 @@ def _findings(session: Session, *, quick: bool) -> Iterator[Finding]:
     from eventstore.errors import EventStoreError
 
     yield from _versions()
+    yield from _environment()
     try:
         with _open(session) as store:
             yield from _log(store)
@@ -110,6 +116,23 @@ def _versions() -> Iterator[Finding]:
         except PackageNotFoundError:
             yield Finding("fail", f"{package} is not installed", "pip install foldlog")
     yield Finding("ok", ", ".join(found))
+
+
+def _environment() -> Iterator[Finding]:
+    """Find misspelt settings: a store cannot refuse variables that others may have named so."""
+    import difflib
+
+    from eventstore.config import Config
+    from eventstore.log.base import Finding
+
+    settings = [f"EVENTSTORE_{name.upper()}" for name in Config.model_fields]
+    for name in sorted(os.environ):
+        if not name.startswith("EVENTSTORE_") or name.startswith(_VARIABLES_PREFIXES):
+            continue
+        if name not in settings and name not in _VARIABLES:
+            near = difflib.get_close_matches(name, settings, n=1)
+            meant = f"perhaps {near[0]} is meant" if near else "the settings are in config.py"
+            yield Finding("warn", f"${name} is no setting, and is not looked at", meant)
 
 
 def _log(store: EventStore) -> Iterator[Finding]:

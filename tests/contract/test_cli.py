@@ -649,6 +649,17 @@ def test_the_doctor_finds_a_healthy_store_healthy(run: Run) -> None:
     assert any(text.startswith("SQLite 3.") for text in found["ok"])
 
 
+def test_the_doctor_finds_a_misspelt_setting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENTSTORE_READ_TIMEOUT", "3")
+    monkeypatch.setenv("EVENTSTORE_APPEND_TIMEOUT_S", "3")
+
+    result = run("doctor", "--table")
+
+    assert "$EVENTSTORE_READ_TIMEOUT is no setting" in result.stdout
+    assert "perhaps EVENTSTORE_READ_TIMEOUT_S is meant" in result.stdout
+    assert "EVENTSTORE_APPEND_TIMEOUT_S" not in result.stdout
+
+
 def test_the_doctor_creates_nothing(run: Run, folder: Path) -> None:
     assert run("doctor").exit_code == 0
 
