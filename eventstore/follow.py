@@ -195,7 +195,7 @@ class Follower:
                     raise ReadTimeout(
                         f"the view of {self.topic.name} is at offset"
                         f" {self.offsets_next[partition] - 1} of partition {partition}, not at"
-                        f" {offset}, after {timeout_s} s; read again later"
+                        f" {offset}, after {timeout_s:.3g} s; read again later"
                     )
                 try:
                     if not self._lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
