@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Protocol
@@ -11,6 +10,8 @@ from eventstore.errors import ReadTimeout
 from eventstore.events import Entry, Position, Verdict
 
 if TYPE_CHECKING:
+    import asyncio
+
     from eventstore.log.base import Log
 
 __all__ = ["Receipt"]
@@ -124,6 +125,8 @@ class Receipt:
         """Wait on the running event loop; see `result`."""
         self._asked = True
         if not self.done:
+            import asyncio  # loaded already, by whoever runs the loop; 40 ms to all others
+
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
             if self._waiters is None:

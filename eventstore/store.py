@@ -173,6 +173,7 @@ class EventStore:
     @property
     def aio(self) -> AsyncEventStore:
         """The same store for asyncio: calls that wait are coroutines."""
+        # Most programs have no event loop, and should not wait for asyncio to be imported.
         from eventstore.aio import AsyncEventStore
 
         return AsyncEventStore(self)

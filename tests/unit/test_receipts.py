@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from typing import Any, cast
 
@@ -201,3 +203,12 @@ def test_repr_says_where_the_event_is(app: FakeApp, receipt: Receipt) -> None:
     assert repr(receipt) == "<Receipt orders/o-1: partition 1, offset 3>"
     assert repr(failed) == "<Receipt orders/o-2: failed: the disk is full>"
     assert (receipt.partition, receipt.offset, receipt.error) == (1, 3, None)
+
+
+def test_a_program_without_an_event_loop_does_not_wait_for_asyncio_to_be_imported() -> None:
+    program = (
+        "import sys; from eventstore import EventStore; store = EventStore('memory://');"
+        " store.app('orders').append('o-1', {'a': 1}).result(); sys.exit('asyncio' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
