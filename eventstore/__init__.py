@@ -93,14 +93,15 @@ __all__ = [
 #: name -> the module that has it.
 _HOMES: Final = {
     **dict.fromkeys(_ERRORS, "errors"),
-    **dict.fromkeys(("Discard", "Entry", "Event", "Guard", "Kind", "Position"), "events"),
+    **dict.fromkeys(
+        ("Discard", "Entry", "Event", "Guard", "Kind", "Position", "Verdict"), "events"
+    ),
     "App": "store",
     "Config": "config",
     "Diff": "diff",
     "EventStore": "store",
     "Receipt": "receipts",
     "State": "state",
-    "Verdict": "events",
     "apply": "diff",
     "diff_between": "diff",
     "occurred": "history.at",

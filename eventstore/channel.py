@@ -94,7 +94,7 @@ class Channel:
     def _append_of(self, topic: Topic, instance: str, value: bytes) -> Append:
         if len(value) > self._event_bytes_max:
             raise EventTooLarge(len(value), self._event_bytes_max)
-        key = instance_key(instance)
+        key = _instance_key(instance)
         return Append(self.log.partition_of(key, topic), key, value, Receipt(self, instance))
 
     def _hand_over(self, topic: Topic, appends: list[Append]) -> list[Receipt]:
@@ -431,7 +431,7 @@ class Channel:
                 self._follower = None
 
 
-def instance_key(instance: str) -> bytes:
+def _instance_key(instance: str) -> bytes:
     """Return an instance's name as a record key; ConfigError when it cannot be one."""
     if not isinstance(instance, str) or not instance:
         raise ConfigError(f"instance {instance!r}: a name is text, and not empty")

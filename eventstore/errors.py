@@ -1,4 +1,4 @@
-"""Every error raised on purpose, drawn as a tree. Nothing else lives here.
+"""Every error that is raised on purpose and reaches a caller, as a tree. Nothing else lives here.
 
 EventStoreError
 ├── ConfigError          a setting is wrong or does not fit the log      (nothing written)
@@ -17,7 +17,7 @@ EventStoreError
 │   └── OutcomeUnknown   the write may or may not be in the log
 ├── LogTruncated         the log lost events that were already folded
 ├── ReadTimeout          the view did not get there in time; a TimeoutError
-├── ViewDamaged          the view cannot be read; it can be rebuilt
+├── ViewDamaged          the view cannot be read, or its disk is full; it can be rebuilt
 └── Closed               used after close(), or after os.fork()
 """
 
@@ -226,7 +226,11 @@ class ReadTimeout(EventStoreError, TimeoutError):
 
 
 class ViewDamaged(EventStoreError):
-    """The view's database cannot be read. It holds nothing that the log has not: rebuild it."""
+    """The view's database cannot be read or written. It holds nothing that the log has not.
+
+    It is rebuilt by itself where that helps. Where the message names the machine (a full disk, no
+    permission) its rows are fine: mend that, and read again.
+    """
 
 
 class Closed(EventStoreError):

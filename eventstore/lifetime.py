@@ -16,27 +16,27 @@ from typing import Protocol
 __all__ = ["abandon_in_child", "close_at_exit"]
 
 
-class Abandons(Protocol):
+class _Abandons(Protocol):
     def abandon(self) -> None:
         """Let go in a forked child, without locks, waiting, or a word to the parent's files."""
 
 
-class Closes(Protocol):
+class _Closes(Protocol):
     def close(self) -> None: ...
 
 
 _opened = itertools.count()
-_abandoned_in_child: weakref.WeakSet[Abandons] = weakref.WeakSet()
+_abandoned_in_child: weakref.WeakSet[_Abandons] = weakref.WeakSet()
 #: In the order of their opening.
-_closed_at_exit: weakref.WeakValueDictionary[int, Closes] = weakref.WeakValueDictionary()
+_closed_at_exit: weakref.WeakValueDictionary[int, _Closes] = weakref.WeakValueDictionary()
 
 
-def abandon_in_child(resource: Abandons) -> None:
+def abandon_in_child(resource: _Abandons) -> None:
     """Call `resource.abandon()` in every child that this process forks from now on."""
     _abandoned_in_child.add(resource)
 
 
-def close_at_exit(resource: Closes) -> None:
+def close_at_exit(resource: _Closes) -> None:
     """Call `resource.close()` when the interpreter ends; closing twice must be harmless.
 
     The last one opened is closed first, because it may use the earlier ones.

@@ -82,10 +82,6 @@ class StateType:
         """
         return Diff.from_json([self.check_operation(operation) for operation in diff.to_json()])
 
-    def check_known(self, name: str) -> None:
-        """Raise InvalidState when the type has no such field and allows no others."""
-        self._at((name,))
-
     def check_field(self, name: str, value: object) -> object:
         """Return what is stored as this field: the value as pydantic takes it, made plain.
 

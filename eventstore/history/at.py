@@ -10,7 +10,7 @@ from eventstore.errors import ConfigError, VersionNotFound
 from eventstore.events import EPOCH, Position
 from eventstore.view.reader import Head, ViewReader
 
-__all__ = ["At", "Occurred", "occurred", "version_at"]
+__all__ = ["At", "Occurred", "epoch_us", "occurred", "version_at"]
 
 
 class Occurred(NamedTuple):

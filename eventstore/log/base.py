@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from eventstore.events import Batch, Record
 
-__all__ = ["Append", "Batch", "Finding", "Log", "Ownership", "Record", "Topic"]
+__all__ = ["Append", "Batch", "Delivery", "Finding", "Log", "Ownership", "Record", "Topic"]
 
 
 class Topic(NamedTuple):

@@ -27,7 +27,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from eventstore.errors import ConfigError, LogUnavailable
 from eventstore.log.kafka_settings import Address, TopicPlan
 
-__all__ = ["Cluster", "Described", "client_options", "reason"]
+__all__ = ["Cluster", "Described", "build", "client_options", "is_unknown_topic", "reason"]
 
 Answer = TypeVar("Answer")
 
@@ -281,4 +281,5 @@ class Cluster:
 
 
 def is_unknown_topic(code: int) -> bool:
+    """Say whether an error means that there is no such topic or partition."""
     return code in _UNKNOWN_TOPIC

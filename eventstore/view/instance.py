@@ -24,7 +24,7 @@ from eventstore.view.packing import event_bytes, sequence_of_version, unpack_pen
 __all__ = ["Field", "Instance"]
 
 
-class Keeper(Protocol):
+class _Keeper(Protocol):
     """What an instance needs of the writer that keeps it."""
 
     table: Table
@@ -122,7 +122,7 @@ class Instance:
     )  # fmt: skip
 
     def __init__(
-        self, keeper: Keeper, name: str, partition: int, iid: bytes, head: bytes | None
+        self, keeper: _Keeper, name: str, partition: int, iid: bytes, head: bytes | None
     ) -> None:
         self.keeper, self.name, self.partition, self.iid = keeper, name, partition, iid
         self.generation = 0
