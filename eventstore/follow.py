@@ -42,8 +42,12 @@ _BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 _WAIT_S: Final = 1.0
 #: A copy of the view is published for new slots after so many records.
 _PUBLISH_RECORDS: Final = 100_000
+#: How often a long catch-up is reported.
 _REPORT_INTERVAL_S: Final = 0.5
+#: How often `close` wakes a thread that may be about to wait.
 _WAKE_INTERVAL_S: Final = 0.01
+#: How often a reader that waits for a position looks at its deadline, and whether all is closed.
+_READER_WAIT_S: Final = 0.25
 
 
 class FollowProgress(NamedTuple):
@@ -209,7 +213,7 @@ class Follower:
                 self.check(partition)
                 if not moved:
                     wanted = {partition: self.offsets_next[partition]}
-                    self._log.wait(self.topic, wanted, min(left, 0.25))
+                    self._log.wait(self.topic, wanted, min(left, _READER_WAIT_S))
 
     def catch_up(self, timeout_s: float, partition: int | None = None) -> None:
         """Return when the view has everything that was acknowledged to anyone before the call.
@@ -469,19 +473,28 @@ class Follower:
         return moved
 
     def _may_go_on(self, partition: int) -> bool:
-        """Whether to try a stopped partition again: only an operator can let it go on."""
+        """Whether to try a stopped partition again.
+
+        An operator can let it go on, and so can the log: a Kafka broker that comes back has, for
+        a moment, less to tell than it has.
+        """
         stopped = self._stopped.get(partition)
         if stopped is None:
             return True
-        if not isinstance(stopped, UnknownSchema):
-            if repairs_of(self._log, self.topic).number == self._repairs.number:
-                return False
-            with self._lock:
+        if isinstance(stopped, UnknownSchema):
+            self._quarantined = quarantined(self._log, self.topic)
+            return self.offsets_next[partition] in self._quarantined.get(partition, ())
+        with self._lock:
+            if repairs_of(self._log, self.topic).number != self._repairs.number:
                 self._reopen()
                 self._seen.clear()
+                return True
+            try:
+                self._verify_partition(partition)
+            except LogTruncated:
+                return False
+            self._stopped.pop(partition, None)
             return True
-        self._quarantined = quarantined(self._log, self.topic)
-        return self.offsets_next[partition] in self._quarantined.get(partition, ())
 
     def _wait_for_news(self) -> None:
         wanted = {

@@ -15,7 +15,17 @@ from typing import Any
 import orjson
 import pytest
 
-from eventstore import ConfigError, Diff, Event, EventStore, Guard, Kind, UnknownSchema, Verdict
+from eventstore import (
+    ConfigError,
+    Diff,
+    Event,
+    EventStore,
+    Guard,
+    Kind,
+    LogTruncated,
+    UnknownSchema,
+    Verdict,
+)
 from eventstore.codec import encode_event
 from eventstore.events import Answer, Batch, ForkOf, Record, Source
 from eventstore.log.base import Append
@@ -429,6 +439,20 @@ def test_a_partition_that_waits_does_not_keep_the_others_from_being_read() -> No
                     assert read.get(instance, "n", fresh=True) == 1
             with pytest.raises(UnknownSchema):
                 list(read.instances())
+
+
+def test_a_log_that_is_whole_again_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with EventStore("memory://") as store:
+        app = store.app("orders")
+        app.append("o-1", {"n": 1})
+        assert app.get("o-1", "n") == 1
+
+        with monkeypatch.context() as outage:
+            outage.setattr(store.log, "offset_end", lambda *_: 0)  # as a broker that comes back
+            with pytest.raises(LogTruncated):
+                app.get("o-1", "n", fresh=True)
+
+        assert app.get("o-1", "n", fresh=True) == 1
 
 
 # --- reopened ------------------------------------------------------------------------------------
