@@ -17,6 +17,8 @@ _BATCH_RECORDS_MAX: Final = 500
 _BATCH_BYTES_MAX: Final = 1024 * 1024
 #: How long one wait for news lasts before the deadline is looked at again.
 _WAIT_S: Final = 0.5
+#: How often one looks for an app that has no events: there is no topic yet to wait for.
+_LOOK_INTERVAL_S: Final = 0.05
 
 
 def tail_entries(
@@ -88,7 +90,7 @@ def _first_event(channel: Channel, timeout_s: float | None) -> Follower | None:
         follower = channel.reading(None)
         if follower is not None or (deadline is not None and time.monotonic() >= deadline):
             return follower
-        time.sleep(0.05)  # there is no topic yet that could be waited for
+        time.sleep(_LOOK_INTERVAL_S)
 
 
 def _offsets(

@@ -55,6 +55,22 @@ def test_no_tracked_file_names_a_machine_s_paths_or_a_package_index() -> None:
     assert faults == []
 
 
+#: A file of ours as a page, a docstring or a comment names it: from the top of the repository.
+OUR_FILE = re.compile(
+    r"(?<![\w/.-])(?:benchmarks|docs|eventstore|examples|tests|tools)/[\w/-]+\.(?:avsc|java|md|py|sh)\b"
+)
+
+
+def test_every_file_that_a_text_of_ours_names_is_there() -> None:
+    missing = []
+    for path in tracked():
+        if path.suffix in (".avsc", ".md", ".py", ".sh", ".toml", ".yml"):
+            named = OUR_FILE.findall(path.read_text(encoding="utf-8"))
+            missing += [f"{path.name}: {name}" for name in named if not (ROOT / name).exists()]
+
+    assert missing == []
+
+
 @pytest.mark.parametrize("text", ["see /home/me/x", "--index-url x", "https://a:b@host/simple"])
 def test_a_private_path_or_address_would_be_found(text: str) -> None:
     assert PRIVATE.search(text)
