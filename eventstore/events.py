@@ -37,6 +37,7 @@ __all__ = [
     "Source",
     "Times",
     "Verdict",
+    "moment",
 ]
 
 #: 1970-01-01, from which all times on the wire count.
@@ -240,16 +241,29 @@ class Entry(NamedTuple):
 
     @property
     def time(self) -> datetime.datetime:
-        """When the log took it (or when it was recorded first, of an imported event), in UTC."""
-        return datetime.datetime.fromtimestamp(self.time_ms / 1_000, datetime.UTC)
+        """When the log took it (or when it was recorded first, of an imported event), in UTC.
+
+        A number that no datetime can hold is shown as the first or last one that it can.
+        """
+        return moment(self.time_ms * 1_000)
 
     @property
     def occurred_at(self) -> datetime.datetime | None:
-        """When it happened, as its producer says, in UTC."""
+        """When it happened, as its producer says, in UTC; numbers out of range as for `time`."""
         times = self.event.times
         if times is None or times.occurred_at_us is None:
             return None
-        return EPOCH + datetime.timedelta(microseconds=times.occurred_at_us)
+        return moment(times.occurred_at_us)
+
+
+def moment(epoch_us: int) -> datetime.datetime:
+    """Return epoch microseconds as a datetime in UTC; numbers out of range as its first or last."""
+    try:
+        return EPOCH + datetime.timedelta(microseconds=epoch_us)
+    except OverflowError:
+        # Any producer may state any number, and a history stays readable.
+        edge = datetime.datetime.max if epoch_us > 0 else datetime.datetime.min
+        return edge.replace(tzinfo=datetime.UTC)
 
 
 class Discard(NamedTuple):

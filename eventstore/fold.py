@@ -212,7 +212,7 @@ def _guard(rows: Rows, event: Event) -> Outcome | None:
                 rows,
                 event,
                 f"{what} changed at version {version}, after version {guard.base} that was read",
-                rows.changed(version),
+                rows.changed(version) if version else None,  # nobody made version 0
                 name,
             )
     return None
@@ -405,7 +405,9 @@ _BLIND: Final = {
 
 def _request(rows: Rows, event: Event) -> Outcome:
     policy = event.request or RequestPolicy()
-    request = Pending(rows.sequence, event.name, policy.lane, 0, 0, policy.not_before_ms)
+    # What was due before 1970 is due as it would be in 1970: rows have no negative times.
+    due_ms = None if policy.not_before_ms is None else max(0, policy.not_before_ms)
+    request = Pending(rows.sequence, event.name, policy.lane, 0, 0, due_ms)
     return _accepted(rows, event, opened=request)
 
 
@@ -481,8 +483,9 @@ def _note(rows: Rows, event: Event) -> Outcome:
         generation = orjson.loads(event.body)["generation"]
     except (ValueError, KeyError, TypeError):
         generation = None
-    if type(generation) is not int or generation <= rows.generation:
-        return _rejected(rows, event, f"generation {generation!r} is not above {rows.generation}")
+    if type(generation) is not int or not rows.generation < generation <= GENERATION_MAX:
+        reason = f"generation {generation!r} is not above {rows.generation}, up to {GENERATION_MAX}"
+        return _rejected(rows, event, reason)
     return _accepted(rows, event, generation=generation)
 
 
@@ -501,6 +504,9 @@ def _accepted(rows: Rows, event: Event, *, version: int | None = None, **changes
         **changes,
     )
 
+
+#: The last generation that there can be: views have four bytes for it.
+GENERATION_MAX: Final = 2**32 - 1
 
 #: The name of the note that opens a new generation after a log was cut (`eventstore repair`).
 GENERATION_NOTE: Final = "generation"

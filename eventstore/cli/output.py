@@ -167,7 +167,10 @@ def local_time(time: datetime.datetime | None) -> str:
     """Return a time as the clock on the wall shows it, with its zone."""
     if time is None:
         return ""
-    local = time.astimezone()
+    try:
+        local = time.astimezone()
+    except OverflowError:
+        local = time  # at the edge of what a datetime can hold there is no other zone
     return f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03} {local:%Z}"
 
 

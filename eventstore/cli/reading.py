@@ -305,7 +305,9 @@ def _pending_json(row: PendingRow) -> dict[str, Any]:
 def _time(time_ms: int | None) -> datetime.datetime | None:
     if time_ms is None:
         return None
-    return datetime.datetime.fromtimestamp(time_ms / 1_000, datetime.UTC)
+    from eventstore.events import moment
+
+    return moment(time_ms * 1_000)
 
 
 COMMANDS: Final = (apps, get, instances, history, tail, pending)

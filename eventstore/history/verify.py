@@ -239,10 +239,11 @@ class FoldedInstance:
             time_ms = event.copied.time_ms
         elif event.times is not None and event.times.recorded_at_ms is not None:
             time_ms = event.times.recorded_at_ms
-        self._time_ms = max(self._time_ms, time_ms)
-        outcome = fold(self, event, self._time_ms)
+        time_ms = max(self._time_ms, time_ms)
+        outcome = fold(self, event, time_ms)
         if outcome.sequence is not None:
             assert outcome.sequence == self.sequence
+            self._time_ms = time_ms
             self.events.append(
                 FoldedEvent(
                     partition,

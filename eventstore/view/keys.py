@@ -47,6 +47,7 @@ __all__ = [
     "FIELD",
     "HEAD",
     "HISTORY",
+    "I64",
     "INLINE_BYTES_MAX",
     "LAYOUT",
     "META",
@@ -77,6 +78,7 @@ DIGEST_BYTES: Final = 16
 
 U32: Final = struct.Struct(">I")
 U64: Final = struct.Struct(">Q")
+I64: Final = struct.Struct(">q")
 
 #: Where the rest of a key begins, behind its letter and the iid, or both numbers.
 AFTER_IID: Final = 1 + 8

@@ -14,7 +14,7 @@ from eventstore.diff import apply_operation
 from eventstore.events import Record
 from eventstore.rows import Pending
 from eventstore.view import keys
-from eventstore.view.keys import U64
+from eventstore.view.keys import I64, U64
 
 __all__ = [
     "Progress",
@@ -86,7 +86,7 @@ def replay(rows: Sequence[bytes]) -> Any:
 def record_digest(record: Record) -> bytes:
     """Return a digest that tells this record from any other one at its offset."""
     return keys.digest(
-        U64.pack(record.offset), U64.pack(record.time_ms), record.key or b"", record.value or b""
+        U64.pack(record.offset), I64.pack(record.time_ms), record.key or b"", record.value or b""
     )
 
 
