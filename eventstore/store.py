@@ -1,4 +1,4 @@
-"""EventStore and App: the one place where the log and the view of an app meet."""
+"""EventStore and App: what people call, in terms of states; channel.py does it in events."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Reading the past: where `get(at=...)` looks, and what `tail` shows."""
+"""Reading the past: what `at=`, `tail` and `fork` look up, and a second fold to verify by."""
