@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -219,8 +219,10 @@ class SqliteLog(Log):
             # No cursor stays open: a reader that pauses inside one keeps the WAL from resetting.
             try:
                 for row in cursor:
+                    if not (type(row[2]) is type(row[3]) is bytes and type(row[1]) is int):
+                        row = _of_any_types(row)
                     records.append(_record_of(Record, row))
-                    size_bytes += len(row[2]) + len(row[3])
+                    size_bytes += len(row[2] or b"") + len(row[3] or b"")
                     if size_bytes >= bytes_max:
                         break
             finally:
@@ -375,3 +377,17 @@ class SqliteLog(Log):
 
 #: Makes a Record of a row without a call of Python code: a third of the time.
 _record_of = tuple.__new__
+
+
+def _of_any_types(row: tuple[Any, ...]) -> tuple[int, int, bytes | None, bytes | None]:
+    """Return a row that another program inserted, as the record that it comes nearest to.
+
+    A column of SQLite takes values of every type. Such a row is foreign, and stops nobody.
+    """
+    offset, time_ms, key, value = row
+    return (
+        offset,
+        time_ms if type(time_ms) is int else 0,
+        key if type(key) is bytes else None,
+        value if type(value) is bytes else None,
+    )

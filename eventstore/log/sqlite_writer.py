@@ -182,7 +182,9 @@ class _Table:
 
     def __init__(self, connection: apsw.Connection, topic_id: int, now_ms: int) -> None:
         last = connection.execute(
-            f"SELECT offset, time_ms FROM records_{topic_id} ORDER BY offset DESC LIMIT 1"
+            # A row of another program may have a time that is no number.
+            f"SELECT offset, CAST(time_ms AS INTEGER) FROM records_{topic_id}"
+            " ORDER BY offset DESC LIMIT 1"
         ).fetchone()
         self._name = f"records_{topic_id}"
         self.offset_next = 0 if last is None else int(last[0]) + 1

@@ -18,8 +18,10 @@ from pathlib import Path
 import apsw
 import pytest
 
+from eventstore import EventStore
 from eventstore.config import Config
 from eventstore.errors import ConfigError, EventStoreError, LogUnavailable, OutcomeUnknown
+from eventstore.history.verify import verify_app
 from eventstore.log import open_log
 from eventstore.log.base import Topic
 from eventstore.log.sqlite import SqliteLog
@@ -457,3 +459,34 @@ def test_a_clock_that_is_set_back_does_not_set_the_log_back(
     before, after = read_all(log, topic)
     assert before.time_ms == after.time_ms
     log.close()
+
+
+# --- what other programs insert ---
+
+
+def test_rows_of_any_types_are_foreign_and_stop_nobody(tmp_path: Path) -> None:
+    with EventStore(tmp_path) as store:
+        app = store.app("orders")
+        app.append("o-1", {"before": True}).result()
+        connection = apsw.Connection(str(tmp_path / "log.sqlite"))
+        good = connection.execute("SELECT value FROM records_1").get
+        for offset, (time_ms, key, value) in enumerate(
+            [
+                (1, None, good),
+                (1, b"o-1", None),
+                (1, "o-1", good),
+                (1, 5, 7.5),
+                ("soon", None, "x"),
+            ],
+            1,
+        ):
+            connection.execute(
+                "INSERT INTO records_1 VALUES (?, ?, ?, ?)", (offset, time_ms, key, value)
+            )
+        connection.close()
+
+        app.append("o-1", {"after": True}).result()
+
+        assert dict(app.get("o-1")) == {"before": True, "after": True}
+        assert [row.offset for row in app.refused()] == [1, 2, 3, 4, 5]
+        assert not verify_app(store, "orders").differences
