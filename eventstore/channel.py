@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import orjson
 
@@ -20,8 +21,11 @@ from eventstore.errors import (
     CorruptEvent,
     EventTooLarge,
     LogTruncated,
+    LogUnavailable,
     OutcomeUnknown,
+    ReadTimeout,
     UnknownSchema,
+    ViewDamaged,
 )
 from eventstore.events import SYSTEM_PREFIX, Entry, Event, Kind, Position, Verdict
 from eventstore.fold import GENERATION_NOTE
@@ -35,6 +39,8 @@ from eventstore.view.reader import HistoryRow
 from eventstore.view.writer import INSTANCE_BYTES_MAX
 
 __all__ = ["Channel", "as_entry"]
+
+_T = TypeVar("_T")
 
 
 class Channel:
@@ -284,6 +290,29 @@ class Channel:
             self._repairs = 0 if topic is None else repairs_of(self.log, topic).number
         return self._repairs
 
+    def steadily(self, read: Callable[[], _T]) -> _T:
+        """Return what `read` returns, asked again when the view was opened anew meanwhile.
+
+        A rebuild closes the database under those who read, and the new one has little at first:
+        neither may show, as an error or as an instance that is not there.
+        """
+        while True:
+            openings = self._openings
+            try:
+                answer = read()
+            except (LogTruncated, LogUnavailable, ReadTimeout, UnknownSchema, ViewDamaged):
+                raise
+            except Exception:
+                if self._closed or self._openings == openings:
+                    raise
+            else:
+                if self._openings == openings:
+                    return answer
+
+    @property
+    def _openings(self) -> int:
+        return 0 if self._follower is None else self._follower.openings
+
     def opened(self) -> Follower:
         """Return the view of an app that is known to have events."""
         follower = self._follower or self._open()
@@ -311,8 +340,11 @@ class Channel:
 
     def entry_at(self, receipt: Receipt, timeout_s: float | None) -> Entry:
         """Return the history's entry of a durable event, once it is folded."""
-        follower = self.opened()
         timeout_s = self.config.read_timeout_s if timeout_s is None else timeout_s
+        return self.steadily(lambda: self._entry_at(receipt, timeout_s))
+
+    def _entry_at(self, receipt: Receipt, timeout_s: float) -> Entry:
+        follower = self.opened()
         follower.wait_for({receipt.partition: receipt.offset}, timeout_s)
         head = follower.reader.head(receipt.instance)
         assert head is not None
@@ -324,14 +356,20 @@ class Channel:
 
     def original(self, receipt: Receipt, entry: Entry) -> Entry:
         """Return the entry of which a duplicate is a copy; any other entry as it is."""
-        if entry.verdict != Verdict.DUPLICATE or entry.winner is None:
+        winner = entry.winner
+        if entry.verdict != Verdict.DUPLICATE or winner is None:
             return entry
+        return self.steadily(lambda: self._entry_of(receipt.instance, winner))
+
+    def _entry_of(self, instance: str, sequence: int) -> Entry:
         follower = self.opened()
-        head = follower.reader.head(receipt.instance)
+        if follower.behind:
+            follower.recover(self.config.read_timeout_s)
+        head = follower.reader.head(instance)
         assert head is not None
-        row = follower.reader.event(head, entry.winner)
+        row = follower.reader.event(head, sequence)
         assert row is not None
-        return as_entry(receipt.instance, row, follower.topic.identity)
+        return as_entry(instance, row, follower.topic.identity)
 
     # --- an operator's calls ----------------------------------------------------------------------
 

@@ -91,6 +91,8 @@ class Follower:
         self._fault: ViewDamaged | None = None
         #: partition -> how far readers have seen the view before it was opened anew.
         self._seen: dict[int, int] = {}
+        #: How often the view was opened anew: what was read across that must be read again.
+        self.openings = 0
         #: Whether the view may have less than that: readers call `recover` first.
         self.behind = False
         self._closing = threading.Event()
@@ -248,11 +250,15 @@ class Follower:
         Raises:
             As for `wait_for`.
         """
-        self.wait_for({partition: end - 1 for partition, end in self._seen.items()}, timeout_s)
-        with self._lock:
-            if self._fault is not None:
-                self._reopen()
-            self.behind = any(self.offsets_next[p] < end for p, end in self._seen.items())
+        deadline = time.monotonic() + timeout_s
+        while self.behind:
+            wanted = {partition: end - 1 for partition, end in dict(self._seen).items()}
+            self.wait_for(wanted, deadline - time.monotonic())
+            # A rebuild may hold the lock: what there is to wait for shows only after it.
+            with self._lock:
+                if self._fault is not None:
+                    self._reopen()
+                self.behind = any(self.offsets_next[p] < end for p, end in self._seen.items())
 
     @property
     def repairs(self) -> int:
@@ -431,6 +437,7 @@ class Follower:
         self._use(self._open_view(self.topic))
 
     def _remember_seen(self) -> None:
+        self.openings += 1  # first: whoever read before it looks again (Channel.steadily)
         for partition, offset in self.offsets_next.items():
             self._seen[partition] = max(offset, self._seen.get(partition, 0))
         self.behind = True

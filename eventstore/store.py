@@ -561,6 +561,20 @@ class App:
             ReadTimeout: the view did not get there in time.
             LogUnavailable, LogTruncated, UnknownSchema, ViewDamaged: see errors.py.
         """
+        return self._channel.steadily(
+            lambda: self._get(instance, path, at, after, fresh, default, timeout_s)
+        )
+
+    def _get(
+        self,
+        instance: str,
+        path: FieldPath | None,
+        at: At | None,
+        after: Receipt | Position | str | None,
+        fresh: bool,
+        default: Any,
+        timeout_s: float | None,
+    ) -> Any:
         follower = self._channel.reading(instance, after, fresh=fresh, timeout_s=timeout_s)
         if follower is not None:
             # Read before the head: what the head then has is at least what this position says.
@@ -607,7 +621,12 @@ class App:
 
     def _state(self, instance: str, version: int) -> State:
         """Return a state that is known to be there."""
+        return self._channel.steadily(lambda: self._state_at(instance, version))
+
+    def _state_at(self, instance: str, version: int) -> State:
         follower = self._channel.opened()
+        if follower.behind:
+            follower.recover(self._channel.config.read_timeout_s)
         offsets = self._channel.offsets(follower, instance)
         head = follower.reader.head(instance)
         assert head is not None  # its event was folded a moment ago
@@ -619,9 +638,13 @@ class App:
 
     def exists(self, instance: str) -> bool:
         """Whether the instance has a state, or a request that waits. Creates nothing."""
-        follower = self._channel.reading(instance)
-        head = None if follower is None else follower.reader.head(instance)
-        return head is not None and _exists(head)
+
+        def exists() -> bool:
+            follower = self._channel.reading(instance)
+            head = None if follower is None else follower.reader.head(instance)
+            return head is not None and _exists(head)
+
+        return self._channel.steadily(exists)
 
     def instances(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of the instances that begin with `prefix`, in byte order. Lazily.
