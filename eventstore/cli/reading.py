@@ -146,7 +146,7 @@ def instances(session: Session, app: str, prefix: str, limit: int | None) -> Non
     "--verdict",
     "verdicts",
     multiple=True,
-    type=click.Choice(["accepted", "conflict", "duplicate", "rejected", "foreign"]),
+    type=click.Choice(["accepted", "conflict", "duplicate", "rejected"]),
     help="Only events with this verdict; can be given several times.",
 )
 @limit_option

@@ -44,10 +44,6 @@ class Table(ABC):
         """Return the value, or None."""
 
     @abstractmethod
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """Return the values in the order of the keys, None where there is none."""
-
-    @abstractmethod
     def scan(
         self, start: bytes, end: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:

@@ -57,11 +57,6 @@ class MemoryTable(Table):
             raise _closed()
         return self._rows.get(key)
 
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        with self._lock:
-            self._check_open()
-            return [self._rows.get(key) for key in keys]
-
     def scan(
         self, start: bytes, end: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:

@@ -22,7 +22,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import Final, NoReturn, cast
 
 import rocksdict
 from rocksdict import (
@@ -135,12 +135,6 @@ class RocksTable(Table):
     def get(self, key: bytes) -> bytes | None:
         try:
             return cast("bytes | None", self._database.get(key))
-        except Exception as error:
-            self._fail(error)
-
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        try:
-            return cast("list[bytes | None]", self._database.get(cast("list[Any]", keys)))
         except Exception as error:
             self._fail(error)
 

@@ -66,13 +66,6 @@ def test_keys_and_values_are_any_bytes_also_none_at_all(table: Table) -> None:
     assert list(table.scan(b"", b"\xff" * 301)) == rows
 
 
-def test_get_many_answers_in_the_order_of_the_question(table: Table) -> None:
-    put(table, a="1", b="2")
-
-    assert table.get_many([b"b", b"x", b"a", b"b"]) == [b"2", None, b"1", b"2"]
-    assert table.get_many([]) == []
-
-
 def test_the_last_word_of_a_batch_about_a_key_counts(table: Table) -> None:
     batch = table.batch()
     batch.put(b"a", b"1")
@@ -101,7 +94,6 @@ def test_a_deleted_row_is_gone_for_every_way_of_reading(table: Table) -> None:
     delete(table, "b", "never-there")
 
     assert table.get(b"b") is None
-    assert table.get_many([b"b"]) == [None]
     assert keys_of(table.scan(b"", b"z")) == "a c"
     assert table.first(b"b", b"z") == (b"c", b"3")
     assert table.last(b"", b"c") == (b"a", b"1")
@@ -214,7 +206,6 @@ def test_random_batches_give_the_rows_of_a_dict(table: Table) -> None:
         assert list(table.scan(start, end, reverse=True)) == rows[::-1]
         assert table.first(start, end) == (rows[0] if rows else None)
         assert table.last(start, end) == (rows[-1] if rows else None)
-        assert table.get_many([start, end]) == [model.get(start), model.get(end)]
 
 
 def test_a_checkpoint_is_a_copy_that_can_be_opened_beside_the_table(
@@ -264,8 +255,6 @@ def test_a_closed_table_says_so_and_closing_again_does_nothing(table: Table) -> 
 
     with pytest.raises(Closed):
         table.get(b"a")
-    with pytest.raises(Closed):
-        table.get_many([b"a"])
     with pytest.raises(Closed):
         table.first(b"", b"z")
     with pytest.raises(Closed):

@@ -52,10 +52,6 @@ class CountingTable(Table):
         self.reads += 1
         return self._table.get(key)
 
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        self.reads += len(keys)
-        return self._table.get_many(keys)
-
     def scan(
         self, start: bytes, end: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
