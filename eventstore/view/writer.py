@@ -37,6 +37,8 @@ _REASON_CHARACTERS_MAX: Final = 1_000
 _INSTANCES_MAX: Final = 4_096
 #: Fields of one instance that stay in memory between batches.
 _FIELDS_MAX: Final = 4_096
+#: Fields of all instances that stay in memory between batches: up to 1.5 kB each, with their rows.
+_FIELDS_IN_ALL_MAX: Final = 65_536
 #: Operations on a large value before a new base is written, at least: so many cost a reader less
 #: than a millisecond.
 _OPERATIONS_MIN: Final = 1_000
@@ -63,6 +65,8 @@ class ViewWriter:
         self._hot_bytes_max = hot_bytes_max
         self._instances: OrderedDict[str, Instance] = OrderedDict()
         self._dirty: list[Instance] = []
+        #: Fields written since the fields in memory were counted.
+        self._fields_written = 0
         #: Fields whose large value is in memory, the least recently used first, and their bytes.
         self._hot: OrderedDict[tuple[bytes, str], Field] = OrderedDict()
         self._hot_bytes = 0
@@ -439,6 +443,7 @@ class ViewWriter:
         batch = self._batch
         for instance in self._dirty:
             batch.put(b"f" + instance.iid, instance.pack())
+            self._fields_written += len(instance.dirty_fields)
             for name in instance.dirty_fields:
                 field = instance.fields[name]
                 assert field is not None
@@ -473,6 +478,14 @@ class ViewWriter:
         while len(self._instances) > _INSTANCES_MAX:
             _, instance = self._instances.popitem(last=False)
             self._forget_fields(instance)
+        # Counting costs a step per instance, so it is done once for so many written fields.
+        if self._fields_written > _FIELDS_IN_ALL_MAX // 4:
+            self._fields_written = 0
+            count = sum(len(instance.fields) for instance in self._instances.values())
+            while count > _FIELDS_IN_ALL_MAX:
+                _, instance = self._instances.popitem(last=False)
+                count -= len(instance.fields)
+                self._forget_fields(instance)
         while self._hot_bytes > self._hot_bytes_max and len(self._hot) > 1:
             _, field = self._hot.popitem(last=False)
             field.hot = UNKNOWN
