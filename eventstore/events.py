@@ -312,6 +312,9 @@ class Position(Mapping[int, int]):
             offsets = {int(partition): int(offset) for partition, offset in pairs}
         except ValueError:
             separator = ""
+        else:
+            if any(p < 0 or not -1 <= offset < 2**63 for p, offset in offsets.items()):
+                separator = ""  # a log's numbers have 64 bits
         if not separator or not identity:
             raise ConfigError(f"{token!r} is not a position token such as 'id@0:41,3:17'")
         return cls(identity, offsets)

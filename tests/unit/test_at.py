@@ -137,3 +137,9 @@ def test_the_time_of_the_events_is_that_of_the_log_and_never_falls(reader: ViewR
 
     assert [row.time_ms for row in rows] == [1_000, 1_000, 2_000, 2_000, 3_000]
     assert orjson.loads(rows[0].event.body) == [["set", "n", 0]]
+
+
+@pytest.mark.parametrize("offsets", ["0:9223372036854775808", "-1:3", "0:-2"])
+def test_a_token_with_numbers_that_no_log_has_is_refused(offsets: str) -> None:
+    with pytest.raises(ConfigError, match="is not a position token"):
+        Position.parse(f"identity@{offsets}")
