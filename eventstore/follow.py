@@ -403,9 +403,14 @@ class Follower:
         """Set the view aside and fold the whole log anew, in this thread.
 
         Raises:
+            LogTruncated: the log was cut, and this view has what it lost; it stays.
             As for `start`; the new view is as far as it got, and the thread goes on.
         """
         with self._lock:
+            self._verify()
+            for error in self._stopped.values():
+                if isinstance(error, LogTruncated):
+                    raise error
             self._begin_anew(reason)
         self._fold_all()
 

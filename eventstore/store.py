@@ -95,9 +95,9 @@ class EventStore:
             url = os.environ.get("EVENTSTORE_URL") or "./.eventstore"
         self.config = Config.load() if config is None else config
         if namespace is not None:
-            self.config = Config.model_validate(
-                {**self.config.model_dump(), "namespace": namespace}
-            )
+            if not isinstance(namespace, str) or not re.fullmatch(NAME_PATTERN, namespace):
+                raise ConfigError(f"namespace {namespace!r}: 1 to 120 letters, digits, '-' and '_'")
+            self.config = self.config.model_copy(update={"namespace": namespace})
         self._progress = progress
         self.log = open_log(os.fspath(url), self.config)
         self._channels: dict[str, Channel] = {}

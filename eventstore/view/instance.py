@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -22,6 +22,11 @@ from eventstore.view.keys import U64
 from eventstore.view.packing import event_bytes, sequence_of_version, unpack_pending
 
 __all__ = ["Field", "Instance"]
+
+
+#: How many events back the original of a duplicate is looked for. A producer that repeats old
+#: events would otherwise make each of them cost the whole history; it is told no original then.
+_SEARCH_EVENTS_MAX: Final = 10_000
 
 
 class _Keeper(Protocol):
@@ -281,7 +286,8 @@ class Instance:
         )
 
     def _newest(self, wanted: Callable[[Event], bool]) -> int | None:
-        for sequence in range(self.sequence - 1, -1, -1):
+        oldest = max(0, self.sequence - _SEARCH_EVENTS_MAX)
+        for sequence in range(self.sequence - 1, oldest - 1, -1):
             row = self.history(sequence)
             if row[keys.VERDICT_AT] == Verdict.ACCEPTED and wanted(
                 codec.decode_event(event_bytes(row))

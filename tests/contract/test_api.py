@@ -328,6 +328,12 @@ def test_apps_are_those_that_have_events(store: Face) -> None:
     assert store.apps() == ["a", "b"]
 
 
+@pytest.mark.parametrize("namespace", ["", "a.b", "a/b", "x" * 121])
+def test_a_namespace_that_cannot_be_one_is_refused(namespace: str) -> None:
+    with pytest.raises(ConfigError, match="namespace"):
+        EventStore("memory://", namespace=namespace)
+
+
 def test_apps_of_another_namespace_are_not_seen(
     store: Face, open_store: OpenStore, namespace: str
 ) -> None:

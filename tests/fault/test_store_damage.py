@@ -173,6 +173,18 @@ def cut(folder: Path, count: int) -> None:
         )
 
 
+def test_a_rebuild_on_a_cut_log_keeps_the_view_that_has_what_was_lost(tmp_path: Path) -> None:
+    with EventStore(tmp_path) as store:
+        store.app("orders").append_many([(f"o-{n}", {"n": n}) for n in range(10)])
+        assert store.app("orders").get("o-9", "n") == 9
+    cut(tmp_path, 5)
+
+    with EventStore(tmp_path) as store, pytest.raises(LogTruncated):
+        store.app("orders").rebuild_view()
+
+    assert not list((tmp_path / "views").glob("*/*.damaged-*"))
+
+
 def test_a_log_that_was_deleted_and_made_again_gets_a_new_view_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
