@@ -87,7 +87,9 @@ class SqliteWriter:
     def release(self) -> None:
         """Copy the WAL into the database when it is due, and let others write."""
         try:
-            if self.connection is not None and self._wal_frames >= self._checkpoint_at_frames:
+            # Without the turn somebody else writes now, and this is not the time.
+            due = self._turn.held and self._wal_frames >= self._checkpoint_at_frames
+            if due and self.connection is not None:
                 self._checkpoint(self.connection)
         finally:
             self._turn.give_back()
@@ -225,6 +227,11 @@ class Turn:
     def __init__(self, folder: Path) -> None:
         self._next = FileLock(folder / "next.lock", keep_open=True)
         self._writer = FileLock(folder / "writer.lock", keep_open=True)
+
+    @property
+    def held(self) -> bool:
+        """Whether this process may write."""
+        return self._writer.held
 
     def take(self, timeout_s: float) -> None:
         """Wait for the turn; LogUnavailable after `timeout_s`."""
