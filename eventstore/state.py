@@ -13,7 +13,7 @@ a key, asking `in`, and comparing observe a field; iterating, `len` and `dict(st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import orjson
 
@@ -156,10 +156,22 @@ class State(Mapping[str, Any]):
         self._observed.add(name)
         value = self._peek(name)
         if value is ABSENT:
+            where = "this state" if self.app is None else f"the state of {self.app}/{self.instance}"
             raise KeyError(
-                f"{name!r} is not in this state; it has: {', '.join(sorted(self._names())) or '-'}"
+                f"{name!r} is not in {where}; it has: {', '.join(sorted(self._names())) or '-'}"
             )
         return value
+
+    def __setitem__(self, name: str, value: object) -> NoReturn:
+        raise TypeError(
+            f"a state is not changed in place: state.update({name}=...) returns a changed one, and"
+            " a component's update returns the fields to set, {'" + str(name) + "': ...}"
+        )
+
+    def __delitem__(self, name: str) -> NoReturn:
+        raise TypeError(
+            f"a state is not changed in place: state.wipe(delete=[{name!r}]) returns one without it"
+        )
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a field's value, or `default`; either way the field is observed."""
@@ -324,6 +336,10 @@ class State(Mapping[str, Any]):
         """Set all fields that `other` has."""
         return self._with(Diff(dict(other)))
 
+    def after(self, diff: Diff) -> State:
+        """Return this state after a diff of which it is known that it fits: nothing is read."""
+        return self._with(diff)
+
     def apply(self, diff: Diff) -> State:
         """Return this state after a diff.
 
@@ -349,6 +365,18 @@ class State(Mapping[str, Any]):
         state._memo = {name: value for name, value in self._memo.items() if name in names}
         state._keys = frozenset(names) if self._keys is None else self._keys & frozenset(names)
         return state
+
+    # --- what components call it ----------------------------------------------------------------
+
+    @property
+    def component_name(self) -> str | None:
+        """The component that it is of: its app."""
+        return self.app
+
+    @property
+    def instance_id(self) -> str | None:
+        """The instance that it is of."""
+        return self.instance
 
     # --- what a writer needs --------------------------------------------------------------------
 
