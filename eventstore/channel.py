@@ -73,16 +73,21 @@ class Channel:
 
     # --- writing --------------------------------------------------------------------------------
 
-    def send(self, events: Sequence[tuple[str, Event]]) -> list[Receipt]:
+    def send(self, events: Sequence[tuple[str, Event]], *, system: bool = False) -> list[Receipt]:
         """Hand events to the log, together; either all are handed over or none.
+
+        `system` allows instances whose names are ours.
 
         Raises:
             UnsupportedValue: a part of an event cannot be encoded.
             As for `send_encoded`.
         """
-        return self.send_encoded([(name, codec.encode_event(event)) for name, event in events])
+        encoded = [(name, codec.encode_event(event)) for name, event in events]
+        return self.send_encoded(encoded, system=system)
 
-    def send_encoded(self, values: Sequence[tuple[str, bytes]]) -> list[Receipt]:
+    def send_encoded(
+        self, values: Sequence[tuple[str, bytes]], *, system: bool = False
+    ) -> list[Receipt]:
         """Hand encoded events to the log, together; either all are handed over or none.
 
         Raises:
@@ -93,14 +98,14 @@ class Channel:
         """
         if self._failed or self._closed:
             self.check()
-        topic = self._topic or self._topic_to_write()
+        topic = self._topic or self.topic_to_write()
         fault_point("event.encode.after")
-        return self._hand_over(topic, [self._append_of(topic, *value) for value in values])
+        return self._hand_over(topic, [self._append_of(topic, *value, system) for value in values])
 
-    def _append_of(self, topic: Topic, instance: str, value: bytes) -> Append:
+    def _append_of(self, topic: Topic, instance: str, value: bytes, system: bool) -> Append:
         if len(value) > self._event_bytes_max:
             raise EventTooLarge(len(value), self._event_bytes_max)
-        key = _instance_key(instance)
+        key = _instance_key(instance, system)
         return Append(self.log.partition_of(key, topic), key, value, Receipt(self, instance))
 
     def _hand_over(self, topic: Topic, appends: list[Append]) -> list[Receipt]:
@@ -130,7 +135,8 @@ class Channel:
                 continue
             return self.original(receipt, entry)
 
-    def _topic_to_write(self) -> Topic:
+    def topic_to_write(self) -> Topic:
+        """Return the app's topic, made if there is none."""
         if self._topic is None:
             self._topic = self.log.topic(self._topic_name, create=True)
             assert self._topic is not None  # create=True
@@ -314,7 +320,7 @@ class Channel:
         return 0 if self._follower is None else self._follower.openings
 
     def opened(self) -> Follower:
-        """Return the view of an app that is known to have events."""
+        """Return the view of an app that is known to have events, or at least its topic."""
         follower = self._follower or self._open()
         assert follower is not None
         return follower
@@ -469,11 +475,11 @@ class Channel:
                 self._follower = None
 
 
-def _instance_key(instance: str) -> bytes:
+def _instance_key(instance: str, system: bool) -> bytes:
     """Return an instance's name as a record key; ConfigError when it cannot be one."""
     if not isinstance(instance, str) or not instance:
         raise ConfigError(f"instance {instance!r}: a name is text, and not empty")
-    if instance.startswith(SYSTEM_PREFIX):
+    if instance.startswith(SYSTEM_PREFIX) and not system:
         raise ConfigError(f"instance {instance!r}: names that begin with {SYSTEM_PREFIX} are ours")
     try:
         key = instance.encode()

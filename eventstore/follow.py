@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from eventstore.errors import (
@@ -24,6 +24,7 @@ from eventstore.errors import (
     ViewDamaged,
 )
 from eventstore.log.base import Log, Topic
+from eventstore.rows import Folded
 from eventstore.view.base import TableUnavailable
 from eventstore.view.opening import OpenView
 from eventstore.view.packing import record_digest
@@ -97,6 +98,7 @@ class Follower:
         self.behind = False
         self._closing = threading.Event()
         self._published_at = 0
+        self._watchers: tuple[Callable[[Sequence[Folded]], None], ...] = ()
         self._thread = threading.Thread(
             target=self._run, name=f"eventstore-view-{topic.name}", daemon=True
         )
@@ -127,7 +129,40 @@ class Follower:
         for partition, offset in self._repairs.begin.items():
             if writer.progress(partition).offset_next < offset:
                 writer.begin_at(partition, offset)
+        writer.watch = self._tell if self._watchers else None
         return writer
+
+    # --- watching -------------------------------------------------------------------------------
+
+    def watch(self, callback: Callable[[Sequence[Folded]], None]) -> Callable[[], None]:
+        """Call `callback` with what is folded from now on, batch by batch; return what ends that.
+
+        It is called in whichever thread folds, which holds the lock: it must be quick, must not
+        raise, and must not read. Events are told once and in the order of their partition, also
+        when the view is opened anew meanwhile.
+        """
+        with self._lock:
+            self._watchers = (*self._watchers, callback)
+            self._writer.watch = self._tell
+
+        def unwatch() -> None:
+            with self._lock:
+                self._watchers = tuple(one for one in self._watchers if one is not callback)
+                if not self._watchers:
+                    self._writer.watch = None
+
+        return unwatch
+
+    def _tell(self, folded: list[Folded]) -> None:
+        if self._seen:
+            # Folded a second time, into a view that was opened anew: it was told before.
+            seen = self._seen
+            folded = [one for one in folded if one.offset >= seen.get(one.partition, 0)]
+        for callback in self._watchers:
+            try:
+                callback(folded)
+            except Exception:
+                logger.exception("a watcher of %s failed", self.topic.name)
 
     # --- starting and ending --------------------------------------------------------------------
 

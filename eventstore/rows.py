@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from eventstore.events import Verdict
+from eventstore.events import Event, Verdict
 
 __all__ = [
     "UNKNOWN",
     "ChainRow",
     "Change",
     "FieldRow",
+    "Folded",
     "KeyRow",
     "Outcome",
     "Pending",
@@ -158,3 +159,23 @@ class Outcome(NamedTuple):
     closed: tuple[int, ...] = ()
     effect: bool = False
     generation: int | None = None
+
+
+class Folded(NamedTuple):
+    """One event that a view has just folded, for those who watch: what it was and what it did.
+
+    `version` is the instance's after it; `closed` are the requests that it closed, `opened` the
+    one that it opened; `fields` are the fields that it changed.
+    """
+
+    instance: str
+    sequence: int
+    version: int
+    verdict: Verdict
+    event: Event
+    partition: int
+    offset: int
+    time_ms: int
+    closed: tuple[int, ...] = ()
+    opened: Pending | None = None
+    fields: tuple[str, ...] = ()

@@ -252,8 +252,7 @@ class Instance:
         return next(iter(self.lanes.get(lane, ())), None)
 
     def effect_key(self, cause: int, name: str, call_index: int, digest: str) -> bytes:
-        identity = keys.digest(name.encode(), U64.pack(call_index), digest.encode())
-        return b"e" + self.iid + U64.pack(cause) + identity
+        return keys.effect_key(self.iid, cause, name, call_index, digest)
 
     def effect(self, cause: int, name: str, call_index: int, digest: str) -> int | None:
         key = self.effect_key(cause, name, call_index, digest)

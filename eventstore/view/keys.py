@@ -61,6 +61,7 @@ __all__ = [
     "VERDICT_AT",
     "VERSION_AT",
     "digest",
+    "effect_key",
     "prefix_end",
 ]
 
@@ -112,6 +113,16 @@ def digest(*parts: bytes) -> bytes:
         hashed.update(U64.pack(len(part)))
         hashed.update(part)
     return hashed.digest()
+
+
+def effect_key(iid: bytes, cause: int, name: str, call_index: int, arguments: str) -> bytes:
+    """Return the key of the effect of one call of a request."""
+    return (
+        b"e"
+        + iid
+        + U64.pack(cause)
+        + digest(name.encode(), U64.pack(call_index), arguments.encode())
+    )
 
 
 def prefix_end(prefix: bytes) -> bytes:

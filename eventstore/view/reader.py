@@ -239,6 +239,26 @@ class ViewReader:
             request, time_ms = unpack_pending(U64.unpack_from(key, keys.AFTER_IID)[0], row)
             yield PendingRow(name, request, time_ms)
 
+    def request(self, head: Head, sequence: int) -> PendingRow | None:
+        """Return one request, if it still waits."""
+        row = self._table.get(b"p" + head.iid + U64.pack(sequence))
+        if row is None:
+            return None
+        request, time_ms = unpack_pending(sequence, row)
+        return PendingRow(self._name(head.iid), request, time_ms)
+
+    def effect(
+        self, head: Head, cause: int, name: str, call_index: int, digest: str
+    ) -> HistoryRow | None:
+        """Return the recorded effect of one call of a request."""
+        row = self._table.get(keys.effect_key(head.iid, cause, name, call_index, digest))
+        return None if row is None else self.event(head, U64.unpack(row)[0])
+
+    def source(self, head: Head, source: str) -> tuple[int, int] | None:
+        """Return the last accepted number of a source."""
+        row = self._table.get(b"s" + head.iid + source.encode())
+        return None if row is None else (U64.unpack_from(row)[0], U64.unpack_from(row, 8)[0])
+
     def answered(self, head: Head, cause: int) -> int | None:
         """Return the sequence of the event that closed a request."""
         row = self._table.get(b"q" + head.iid + U64.pack(cause))

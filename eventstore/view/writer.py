@@ -19,7 +19,7 @@ from eventstore.diff import Shape, apply_operation
 from eventstore.errors import CorruptEvent, UnknownSchema
 from eventstore.events import SYSTEM_PREFIX, Batch, Event, Kind, Record, Verdict
 from eventstore.fold import fold
-from eventstore.rows import UNKNOWN, Change, FieldRow, Outcome, Pending
+from eventstore.rows import UNKNOWN, Change, FieldRow, Folded, Outcome, Pending
 from eventstore.testing import fault_point
 from eventstore.view import keys
 from eventstore.view.base import Table, WriteBatch
@@ -78,6 +78,10 @@ class ViewWriter:
         row = table.get(keys.NEXT_IID)
         self._iid_next = 0 if row is None else U64.unpack(row)[0]
         self._progress: dict[int, Progress] = {}
+        #: Told what was folded, after each batch is written; nothing is kept for it before it is
+        #: there. Must be quick, and must not call back.
+        self.watch: Callable[[list[Folded]], None] | None = None
+        self._folded: list[Folded] = []
 
     # --- progress -----------------------------------------------------------------------------
 
@@ -111,6 +115,10 @@ class ViewWriter:
         self._write()
         fault_point("view.batch.after")
         self._evict()
+        if self._folded:
+            folded, self._folded = self._folded, []
+            if self.watch is not None:
+                self.watch(folded)
         if stopped is not None:
             place = f"partition {partition} offset {progress.offset_next}"
             raise UnknownSchema(stopped.fingerprint, place)
@@ -144,6 +152,14 @@ class ViewWriter:
                 instance.generation = generation
                 assert value is not None  # or it would have no place
                 outcome = self._fold(instance, event, partition, offset, time_ms, value)
+                if self.watch is not None and outcome.sequence is not None:
+                    self._folded.append(
+                        Folded(
+                            instance.name, outcome.sequence, outcome.version, outcome.verdict,
+                            event, partition, offset, instance.time_ms, outcome.closed,
+                            outcome.opened, tuple(outcome.fields or ()),
+                        )
+                    )  # fmt: skip
                 fault_point("view.batch.inside")
                 if outcome.generation is not None and instance.name.startswith(SYSTEM_PREFIX):
                     generation = outcome.generation

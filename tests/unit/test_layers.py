@@ -19,7 +19,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 #: The one place where log and view meet: the store, and what keeps its view up with its log.
-STORE = ("eventstore.store", "eventstore.channel", "eventstore.follow")
+STORE = (
+    "eventstore.store",
+    "eventstore.channel",
+    "eventstore.follow",
+    "eventstore.processing",
+)
 #: What else may know both: it compares them.
 COMPARES = ("eventstore.history.verify",)
 
@@ -29,7 +34,13 @@ LAYERS = (
     ("processors",),
     ("eventstore.__main__", "eventstore.cli", "eventstore.inspector"),
     ("eventstore",),
-    (*STORE, "eventstore.aio", "eventstore.typed", "eventstore.receipts", "eventstore.history"),
+    (
+        *STORE,
+        "eventstore.aio",
+        "eventstore.history",
+        "eventstore.receipts",
+        "eventstore.typed",
+    ),
     ("eventstore.log", "eventstore.view"),
     ("eventstore.fold", "eventstore.codec"),
     ("eventstore.rows",),
@@ -42,6 +53,15 @@ LAYERS = (
         "eventstore.locks",
         "eventstore.testing",
     ),
+)
+
+#: What processors may import beside the names that `eventstore` exports.
+FOR_PROCESSORS = (
+    "eventstore.events",
+    "eventstore.lifetime",
+    "eventstore.processing",
+    "eventstore.testing",
+    "eventstore.values",
 )
 
 #: Clients whose errors and types stay in one room each, which translates them: the file named
@@ -196,16 +216,16 @@ def test_processors_use_only_what_the_event_store_exports(found: list[Arrow]) ->
         for arrow in found
         if arrow.source.startswith("processors")
         and arrow.target.startswith("eventstore.")
-        and arrow.target != "eventstore.testing"
+        and arrow.target not in FOR_PROCESSORS
     ]
 
     assert inner == []
 
 
-def test_rich_is_imported_lazily_and_by_the_command_line_only(found: list[Arrow]) -> None:
+def test_rich_is_imported_lazily(found: list[Arrow]) -> None:
     imports = [arrow for arrow in found if _in(arrow.target, "rich")]
 
-    assert all(arrow.lazy and _in(arrow.source, "eventstore.cli") for arrow in imports), imports
+    assert all(arrow.lazy for arrow in imports), imports
 
 
 @pytest.mark.parametrize(
