@@ -132,9 +132,27 @@ def test_subset_shows_some_fields_and_keeps_the_changes(state: State) -> None:
         state.subset("status", "never there", ignore_missing=False)
 
 
+def test_a_state_knows_the_component_and_the_instance_that_it_is_of(state: State) -> None:
+    changed = state.update(status="paid")
+
+    assert (changed.component_name, changed.instance_id) == (state.app, state.instance)
+    assert (State().component_name, State().instance_id) == (None, None)
+
+
+def test_changing_a_state_in_place_is_refused_with_what_to_do_instead(state: State) -> None:
+    with pytest.raises(TypeError, match=r"state\.update\(status=\.\.\.\)"):
+        state["status"] = "paid"
+    with pytest.raises(TypeError, match=r"state\.wipe\(delete=\['status'\]\)"):
+        del state["status"]
+
+
 def test_a_missing_field_is_a_key_error_that_says_what_there_is(state: State) -> None:
-    with pytest.raises(KeyError, match=r"'prize' is not in this state; it has: items, status"):
+    with pytest.raises(
+        KeyError, match=r"'prize' is not in the state of \S+; it has: items, status"
+    ):
         state["prize"]
+    with pytest.raises(KeyError, match=r"'prize' is not in this state; it has: -"):
+        State()["prize"]
 
     assert state.get("prize") is None
     assert state.get("prize", 7) == 7
