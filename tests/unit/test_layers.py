@@ -72,14 +72,6 @@ ALONE = {
     "apsw": ("eventstore.log.sqlite", "processors.serve_cache"),
 }
 
-#: What `processors` uses of the event store besides what that exports.
-FOR_PROCESSORS = (
-    "eventstore.lifetime",
-    "eventstore.processing",
-    "eventstore.testing",
-    "eventstore.values",
-)
-
 
 class Arrow(NamedTuple):
     """One import: who has it, what it names, and in which line."""
