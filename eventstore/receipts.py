@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
 
 from eventstore.errors import ReadTimeout
@@ -43,7 +43,9 @@ class Receipt:
     `close()` raises the error instead.
     """
 
-    __slots__ = ("_app", "_asked", "_error", "_offset", "_partition", "_waiters", "instance")
+    __slots__ = (
+        "_app", "_asked", "_callback", "_error", "_offset", "_partition", "_waiters", "instance",
+    )  # fmt: skip
 
     def __init__(self, app: _App, instance: str) -> None:
         self._app = app
@@ -51,6 +53,7 @@ class Receipt:
         self._partition = self._offset = -1
         self._error: Exception | None = None
         self._asked = False
+        self._callback: Callable[[Exception], None] | None = None
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] | None = None
 
     # --- told by the log ------------------------------------------------------------------------
@@ -65,6 +68,8 @@ class Receipt:
         self._error = error
         if not self._asked:
             self._app.unasked(self)
+        if self._callback is not None:
+            self._call_back()
         if self._waiters is not None:
             self._tell()
 
@@ -75,6 +80,21 @@ class Receipt:
                 loop.call_soon_threadsafe(_wake, future)
             except RuntimeError:
                 continue  # that loop was closed, and nobody waits there any more
+
+    def when_failed(self, callback: Callable[[Exception], None]) -> None:
+        """Call `callback` with the error, once, if the write fails; it then counts as asked.
+
+        It is called in the log's thread, or at once where the write has failed already.
+        """
+        self._asked = True
+        self._callback = callback
+        if self._error is not None:
+            self._call_back()
+
+    def _call_back(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None and self._error is not None:
+            callback(self._error)
 
     # --- asked by people ------------------------------------------------------------------------
 

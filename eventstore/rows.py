@@ -165,7 +165,8 @@ class Folded(NamedTuple):
     """One event that a view has just folded, for those who watch: what it was and what it did.
 
     `version` is the instance's after it; `closed` are the requests that it closed, `opened` the
-    one that it opened; `fields` are the fields that it changed.
+    one that it opened; `fields` are the fields that it changed. `time_ms` is its time in its
+    instance, `appended_ms` the log's own.
     """
 
     instance: str
@@ -176,6 +177,7 @@ class Folded(NamedTuple):
     partition: int
     offset: int
     time_ms: int
+    appended_ms: int
     closed: tuple[int, ...] = ()
     opened: Pending | None = None
     fields: tuple[str, ...] = ()

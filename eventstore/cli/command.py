@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from eventstore.cli import doctor, importing, operating, reading, writing
+from eventstore.cli import copying, doctor, importing, operating, reading, writing
 from eventstore.cli.session import shared_options
 from eventstore.errors import Conflict, EventStoreError, InstanceNotFound, VersionNotFound
 
@@ -94,7 +94,7 @@ def eventstore() -> None:
     """
 
 
-for _room in (reading, writing, importing, operating, doctor):
+for _room in (reading, writing, importing, copying, operating, doctor):
     for _command in _room.COMMANDS:
         eventstore.add_command(_command)
 

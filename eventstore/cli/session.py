@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from eventstore.log.base import Topic
     from eventstore.store import App, EventStore
 
-__all__ = ["Session", "app_argument", "pass_session", "shared_options", "topic_of"]
+__all__ = [
+    "Session",
+    "app_argument",
+    "complete_app",
+    "pass_session",
+    "shared_options",
+    "topic_of",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -151,9 +158,10 @@ def shared_options(function: _Function) -> _Function:
     return function
 
 
-def _complete_app(
+def complete_app(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
+    """Return the names of apps that begin so, for a shell."""
     from click.shell_completion import CompletionItem
 
     from eventstore.config import Config
@@ -172,4 +180,4 @@ def _complete_app(
 
 def app_argument(function: _Function) -> _Function:
     """Add the argument APP, whose names a shell can complete."""
-    return click.argument("app", shell_complete=_complete_app)(function)
+    return click.argument("app", shell_complete=complete_app)(function)

@@ -156,7 +156,7 @@ class ViewWriter:
                     self._folded.append(
                         Folded(
                             instance.name, outcome.sequence, outcome.version, outcome.verdict,
-                            event, partition, offset, instance.time_ms, outcome.closed,
+                            event, partition, offset, instance.time_ms, time_ms, outcome.closed,
                             outcome.opened, tuple(outcome.fields or ()),
                         )
                     )  # fmt: skip
