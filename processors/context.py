@@ -1,0 +1,235 @@
+"""Context: what a handler may ask for beyond state and props, as its third parameter.
+
+    @component.update("question")
+    def answer(state, props, context):
+        text = context.effect("llm", ask_model, state["prompt"], props["question"])
+        return {"answer": text}
+
+An effect is recorded before its result is used, so a run after a crash takes it from the log. What
+is sent with `append` and `request` rides in the closing event: it happens once, and only if that
+counts. Here is what handlers see; `Calls` is what stands behind it, in the runner's own process
+(runner/handling.py) or at the other end of a pipe (runner/worker_child.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import orjson
+
+from eventstore import Diff, Discard, State, UnsupportedValue, values
+
+__all__ = ["Calls", "Context", "Superseded"]
+
+
+class Superseded(BaseException):
+    """Somebody else's answer came first: this run is over, and its handler must not go on.
+
+    Not an Exception, so that a handler that catches those does not go on either.
+    """
+
+
+class Calls(Protocol):
+    """What stands behind a Context. Every call may wait for the log; none runs on an event loop."""
+
+    def is_stale(self) -> bool:
+        """Whether the request's discard policy would give it up by now."""
+
+    def recorded(self, name: str, call_index: int, digest: str) -> bytes | None:
+        """Return the recorded result of an effect, as JSON, if there is one."""
+
+    def record(self, name: str, call_index: int, digest: str, result: bytes) -> bytes:
+        """Record the result of an effect; return what the fold accepted, which may be another's.
+
+        Raises:
+            Superseded: the request is closed.
+        """
+
+    def checkpoint(self, diff: bytes) -> State:
+        """Record an accepted part, or find it recorded; return the state to go on with.
+
+        Raises:
+            Superseded: the request is closed, or the part met a newer state.
+        """
+
+
+class Context:
+    """One run of one request. Made by the runner, and of no use after the handler returned.
+
+    In an async update, `effect` and `checkpoint` are awaited; in a plain one they wait.
+
+    Attributes:
+        idempotency_key: names the request: the same for each of its runs, on every log that it is
+            copied to. Hand it to services that know such keys.
+        attempt: 1 for the first run.
+    """
+
+    def __init__(
+        self,
+        idempotency_key: str,
+        attempt: int,
+        calls: Calls,
+        *,
+        is_async: bool,
+        as_diff: Callable[[object], Diff],
+    ) -> None:
+        """`as_diff` turns what an update may return into a diff."""
+        self.idempotency_key = idempotency_key
+        self.attempt = attempt
+        self._calls = calls
+        self._is_async = is_async
+        self._as_diff = as_diff
+        self._counted: Counter[tuple[str, str]] = Counter()
+        self._outbox: list[dict[str, Any]] = []
+
+    def is_stale(self) -> bool:
+        """Whether newer requests, or the time, have made this run not worth finishing.
+
+        Always False for an update without a discard policy, and for one that may not be given up
+        because the one before it was. A long plain update asks now and then, and returns.
+        """
+        return self._calls.is_stale()
+
+    def effect(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        key: object = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a function once per request and arguments, however often the request runs.
+
+        The result is in the log before it is returned. A later run with equal arguments, after a
+        crash or a conflict, gets it from there; other arguments are another effect. If the
+        function raises, nothing is recorded.
+
+        Args:
+            name: what is called, in your words.
+            function: makes the call; a coroutine function is awaited (in async updates).
+            *args: its arguments.
+            key: stands for the arguments where they cannot be stored.
+            **kwargs: its named arguments.
+
+        Raises:
+            UnsupportedValue: the arguments cannot be stored and there is no `key`, or the result
+                cannot; the latter call was made and is not recorded.
+        """
+        try:
+            digest = values.digest([list(args), kwargs] if key is None else ["key", key])
+        except UnsupportedValue as error:
+            error.add_note(f"effect {name!r}: give key= to stand for arguments of this kind")
+            raise
+        call_index = self._counted[name, digest]
+        self._counted[name, digest] += 1
+        if self._is_async:
+            return self._effect_async(name, call_index, digest, function, args, kwargs)
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"effect {name!r}: an async function needs an async update (`async def` and"
+                " `await context.effect(...)`)"
+            )
+        recorded = self._calls.recorded(name, call_index, digest)
+        if recorded is None:
+            result = values.encode(function(*args, **kwargs))
+            recorded = self._calls.record(name, call_index, digest, result)
+        return values.decode(recorded)
+
+    async def _effect_async(
+        self,
+        name: str,
+        call_index: int,
+        digest: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        recorded = await asyncio.to_thread(self._calls.recorded, name, call_index, digest)
+        if recorded is None:
+            if inspect.iscoroutinefunction(function):
+                value = await function(*args, **kwargs)
+            else:
+                value = await asyncio.to_thread(function, *args, **kwargs)
+                if inspect.isawaitable(value):
+                    value = await value
+            result = values.encode(value)
+            # Somebody cancels this run, and the call was made: it is recorded all the same.
+            recording = asyncio.ensure_future(
+                asyncio.to_thread(self._calls.record, name, call_index, digest, result)
+            )
+            recorded = await asyncio.shield(recording)
+        return values.decode(recorded)
+
+    def checkpoint(self, state: State | Diff | Mapping[str, Any]) -> Any:
+        """Make the changes so far count now, and return the state to go on with.
+
+        A later run of the same request passes its checkpoints again: each then only returns the
+        state that it made, and what comes after it goes on from there.
+        """
+        diff = self._as_diff(state).encode()
+        if self._is_async:
+            return asyncio.to_thread(self._calls.checkpoint, diff)
+        return self._calls.checkpoint(diff)
+
+    def append(
+        self,
+        instance: str,
+        diff: Diff | Mapping[str, object],
+        *,
+        app: str | None = None,
+        name: str = "",
+    ) -> None:
+        """Append a diff to another instance, of this app or another, if this request is applied.
+
+        It rides in the closing event and is delivered from there exactly once, some milliseconds
+        later, in the order of these calls per receiving instance.
+        """
+        operations = diff if isinstance(diff, Diff) else Diff(diff)
+        self._send(instance, app, "diff", name, orjson.loads(operations.encode()))
+
+    def request(
+        self,
+        instance: str,
+        name: str,
+        props: Mapping[str, object] | None = None,
+        *,
+        app: str | None = None,
+        discard: Discard | None = None,
+        not_before: datetime.datetime | None = None,
+    ) -> None:
+        """Request an update of another instance, of this app or another, if this one is applied.
+
+        Delivered as `append` is; `app` is the component's name where it is not this one.
+        """
+        if not name:
+            raise ValueError("context.request: give the name of the update that shall run")
+        if not_before is not None and not_before.tzinfo is None:
+            raise ValueError("context.request: not_before needs a time zone")
+        message = self._send(
+            instance, app, "request", name, orjson.loads(values.encode(dict(props or {})))
+        )
+        if discard is not None:
+            message["discard"] = [discard.policy, discard.after, discard.running]
+        if not_before is not None:
+            message["not_before_ms"] = round(not_before.timestamp() * 1_000)
+
+    def _send(
+        self, instance: str, app: str | None, kind: str, name: str, body: object
+    ) -> dict[str, Any]:
+        if not isinstance(instance, str) or not instance:
+            raise ValueError(f"context: {instance!r} is not the name of an instance")
+        message: dict[str, Any] = {"instance": instance, "kind": kind, "name": name, "body": body}
+        if app is not None:
+            message["app"] = app
+        self._outbox.append(message)
+        return message
+
+    @property
+    def outbox(self) -> bytes | None:
+        """What was sent, as it rides in the closing event: a JSON list; None when nothing."""
+        return orjson.dumps(self._outbox) if self._outbox else None

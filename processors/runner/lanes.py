@@ -1,0 +1,142 @@
+"""Lanes: which requests of an instance wait, in which order, and which answers are on their way.
+
+Pure bookkeeping, without threads, clock or log: the engine holds its lock around every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from eventstore import State
+from eventstore.events import Event
+from eventstore.processing import Pending
+
+__all__ = ["Lane", "Session", "Waiting"]
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One request that waits to be run, or whose answer is on its way."""
+
+    sequence: int
+    name: str
+    time_ms: int
+    due_ms: int | None
+    attempts: int
+    parts: int
+    #: How many requests of its name this lane had seen when it came, itself included.
+    ordinal: int
+    #: The request, once it was read.
+    event: Event | None = None
+    #: An earlier owner may have started it: an attempt is recorded before it runs.
+    taken_over: bool = False
+    #: An attempt was recorded, and no answer: it may have taken its process down.
+    suspect: bool = False
+    conflicts: int = 0
+    #: Whether some answer of it was refused as not fitting.
+    rejection: str | None = None
+
+
+@dataclass(slots=True)
+class Session:
+    """One unbroken row of answers of a lane: their chain, and the state as they leave it.
+
+    `base` is the version that was really read; `state` has our own changes since.
+    """
+
+    chain: str
+    base: int
+    generation: int
+    state: State
+    index: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """The requests of one instance for one component."""
+
+    instance: str
+    shard: int
+    waiting: dict[int, Waiting] = field(default_factory=dict)
+    delayed: dict[int, Waiting] = field(default_factory=dict)
+    #: Answered, and the verdict is not known yet; in the order of their answers.
+    in_flight: dict[int, Waiting] = field(default_factory=dict)
+    #: Some thread, or a task of the loop, has this lane.
+    is_busy: bool = False
+    #: It stands in the queue of lanes that can go on.
+    is_queued: bool = False
+    #: An answer was refused: nothing goes on before all answers on their way are judged.
+    is_broken: bool = False
+    #: The shard is somebody else's now.
+    is_lost: bool = False
+    #: Not before this moment (time.monotonic()): a retry backs off.
+    not_before_s: float = 0.0
+    session: Session | None = None
+    #: What runs now, if anything does.
+    running: Waiting | None = None
+    running_since_ms: int = 0
+    #: Names of updates of which a running one was given up last: the next gets through.
+    given_up: set[str] = field(default_factory=set)
+    #: Names for which the history was asked whether one was given up last.
+    asked: set[str] = field(default_factory=set)
+    _arrived: dict[str, int] = field(default_factory=dict)
+
+    def add(
+        self, request: Pending, time_ms: int, event: Event | None, *, taken_over: bool
+    ) -> Waiting | None:
+        """Take a request in; None when it is known already."""
+        sequence = request.sequence
+        if sequence in self.waiting or sequence in self.in_flight or sequence in self.delayed:
+            return None
+        ordinal = self._arrived[request.name] = self._arrived.get(request.name, 0) + 1
+        one = Waiting(
+            sequence, request.name, time_ms, request.due_ms, request.attempts, request.parts,
+            ordinal, event, taken_over, taken_over and request.attempts > 0,
+        )  # fmt: skip
+        if request.due_ms is None:
+            self.waiting[sequence] = one
+        else:
+            self.delayed[sequence] = one
+        return one
+
+    def closed(self, sequence: int) -> None:
+        """Forget a request that was closed, by whomever."""
+        self.waiting.pop(sequence, None)
+        self.delayed.pop(sequence, None)
+        self.in_flight.pop(sequence, None)
+
+    def newer(self, one: Waiting) -> int:
+        """Return how many requests of the same name came after this one."""
+        return self._arrived.get(one.name, 0) - one.ordinal
+
+    def next(self, now_ms: int) -> Waiting | None:
+        """Return what is to run next: a delayed request that is due, else the first in order."""
+        for one in self.delayed.values():
+            if one.due_ms is not None and one.due_ms <= now_ms:
+                return one
+        return next(iter(self.waiting.values()), None)
+
+    def due_ms(self) -> int | None:
+        """Return when the next delayed request is due."""
+        return min((one.due_ms or 0 for one in self.delayed.values()), default=None)
+
+    def answered(self, one: Waiting) -> None:
+        """Note that an answer is on its way."""
+        (self.waiting if one.due_ms is None else self.delayed).pop(one.sequence, None)
+        self.in_flight[one.sequence] = one
+
+    def take_back(self, refused: Iterator[Waiting] | list[Waiting]) -> None:
+        """Let requests wait again whose answers did not count, in their old order."""
+        for one in refused:
+            self.in_flight.pop(one.sequence, None)
+            target = self.waiting if one.due_ms is None else self.delayed
+            target[one.sequence] = one
+        self.waiting = dict(sorted(self.waiting.items()))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to remember of this lane."""
+        return not (
+            self.waiting or self.delayed or self.in_flight or self.is_busy or self.given_up
+        )
