@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from eventstore.events import Discard, Entry, Event, Guard, Kind, Position, Verdict
     from eventstore.history.at import occurred
+    from eventstore.history.copy import CopyProgress, CopyReport, copy_app
     from eventstore.receipts import Receipt
     from eventstore.state import State
     from eventstore.store import App, EventStore
@@ -57,6 +58,8 @@ __all__ = [
     "Config",
     "ConfigError",
     "Conflict",
+    "CopyProgress",
+    "CopyReport",
     "CorruptEvent",
     "Diff",
     "Discard",
@@ -85,6 +88,7 @@ __all__ = [
     "VersionNotFound",
     "ViewDamaged",
     "apply",
+    "copy_app",
     "diff_between",
     "occurred",
     "register",
@@ -96,6 +100,7 @@ _HOMES: Final = {
     **dict.fromkeys(
         ("Discard", "Entry", "Event", "Guard", "Kind", "Position", "Verdict"), "events"
     ),
+    **dict.fromkeys(("CopyProgress", "CopyReport", "copy_app"), "history.copy"),
     "App": "store",
     "Config": "config",
     "Diff": "diff",
