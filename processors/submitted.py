@@ -1,0 +1,298 @@
+"""What became of a request: Submitted, which can be asked and waited for, and UpdateFailed."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import orjson
+
+from eventstore import Entry, Kind, Receipt
+from eventstore.processing import Processing
+
+__all__ = ["Outcome", "Submission", "Submitted", "UpdateFailed", "failure_of"]
+
+RequestState = Literal["pending", "running", "applied", "discarded", "failed"]
+
+#: Attempts of a request lie close before its answer, because a lane runs one at a time.
+_ATTEMPT_ROWS_MAX: Final = 1_000
+
+
+class UpdateFailed(RuntimeError):
+    """An update that somebody waited for did not take effect. Its request is closed.
+
+    `request` is the request's name, `reason` one word (raised, timeout, crashed, conflict,
+    rejected, unknown, hops, unreadable, or discarded), `attempts` how often it ran, `traceback`
+    that of the last attempt, as text. `serve_result` is what serve had returned, for a run that
+    answered before the update failed.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        request: str,
+        reason: str,
+        message: str = "",
+        attempts: int = 1,
+        traceback: str = "",
+        sequence: int = -1,
+    ) -> None:
+        super().__init__(instance, request, reason, message, attempts, traceback, sequence)
+        self.instance, self.request, self.reason = instance, request, reason
+        self.message, self.attempts, self.traceback = message, attempts, traceback
+        self.sequence = sequence
+        self.serve_result: Any = None
+
+    def __str__(self) -> str:
+        times = "" if self.attempts == 1 else f" after {self.attempts} attempts"
+        text = f"update {self.request} of {self.instance} did not take effect{times}: {self.reason}"
+        if self.message:
+            text += f": {self.message}"
+        return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is known of a request at one moment.
+
+    Attributes:
+        state: pending (it waits), running (in this process), applied, discarded or failed.
+        requested_at: when the log took it.
+        closed_at: when its answer was taken; None while it is open.
+        version: the instance's version after the answer; None while it is open.
+        attempts: runs that began and are known of.
+        reason: why it was discarded, or how it failed: one word, "" otherwise.
+        message: more of that, in words.
+        traceback: of the last attempt of a failed one, as text.
+    """
+
+    state: RequestState
+    requested_at: datetime.datetime | None = None
+    closed_at: datetime.datetime | None = None
+    version: int | None = None
+    attempts: int = 0
+    reason: str = ""
+    message: str = ""
+    traceback: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has no answer yet."""
+        return self.closed_at is None
+
+
+class Submitted:
+    """One request, from its place in the log on. Can be awaited, on any event loop."""
+
+    def __init__(
+        self,
+        processing: Processing,
+        instance: str,
+        name: str,
+        place: Receipt | int,
+        running: Callable[[], frozenset[int]],
+    ) -> None:
+        """Watch one request.
+
+        Args:
+            processing: the app's.
+            instance: which the request is for.
+            name: the request's.
+            place: its receipt, or its sequence.
+            running: which of the instance's requests this process runs now.
+        """
+        self.instance = instance
+        self.name = name
+        self._processing = processing
+        self._receipt = None if isinstance(place, int) else place
+        self._sequence = place if isinstance(place, int) else None
+        self._running = running
+        self._closed: Outcome | None = None
+        #: The event that closed it, once it was seen.
+        self.answer: Entry | None = None
+
+    @property
+    def sequence(self) -> int:
+        """The request's place in the history of its instance; waits until the view has it."""
+        if self._sequence is None:
+            assert self._receipt is not None
+            self._sequence = self._receipt.entry().sequence
+        return self._sequence
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is known of it now."""
+        if self._closed is None:
+            found = self._look()
+            if found.is_open:
+                return found
+            self._closed = found
+        return self._closed
+
+    @property
+    def state(self) -> RequestState:
+        """Whether it is pending, running, applied, discarded or failed."""
+        return self.outcome.state
+
+    def wait(self, timeout_s: float | None = None) -> Outcome:
+        """Return what became of it, once it has an answer; a failure is returned, not raised.
+
+        Somebody must run it: an instance that is open here or elsewhere, or a daemon.
+
+        Raises:
+            ReadTimeout: it is still open after `timeout_s`.
+        """
+        self._processing.wait_closed(self.instance, self.sequence, timeout_s)
+        return self.outcome
+
+    def __await__(self) -> Generator[Any, None, Outcome]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Outcome:
+        if self._sequence is None:
+            assert self._receipt is not None
+            await self._receipt
+            await asyncio.to_thread(lambda: self.sequence)
+        loop = asyncio.get_running_loop()
+        closed: asyncio.Future[None] = loop.create_future()
+
+        def settle() -> None:
+            if not closed.done():
+                closed.set_result(None)
+
+        def tell() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle)
+
+        give_up = self._processing.when_closed(self.instance, self.sequence, tell)
+        try:
+            await closed
+        finally:
+            give_up()
+        return await asyncio.to_thread(lambda: self.outcome)
+
+    def _look(self) -> Outcome:
+        processing, sequence = self._processing, self.sequence
+        request = processing.entry(self.instance, sequence)
+        requested_at = None if request is None else request.time
+        waits = processing.request(self.instance, sequence)
+        if waits is None:
+            answer = processing.closed_by(self.instance, sequence)
+            if answer is not None:
+                self.answer = answer
+                return self._answered(requested_at, answer)
+        attempts = 0 if waits is None else waits.request.attempts
+        if sequence in self._running():
+            return Outcome("running", requested_at, attempts=attempts + 1)
+        return Outcome("pending", requested_at, attempts=attempts)
+
+    def _answered(self, requested_at: datetime.datetime | None, answer: Entry) -> Outcome:
+        times = (requested_at, answer.time, answer.version)
+        event = answer.event
+        if event.kind == Kind.FAILURE:
+            failure = _failure(_facts(event.body))
+            return Outcome(
+                "failed",
+                *times,
+                failure.attempts,
+                failure.reason,
+                failure.message,
+                failure.traceback,
+            )
+        if event.kind == Kind.DIFF:
+            return Outcome("applied", *times, 1 + self._repeats(answer))
+        reason = "reset" if event.kind == Kind.RESET else str(_facts(event.body).get("reason", ""))
+        return Outcome("discarded", *times, self._repeats(answer), reason)
+
+    def _repeats(self, answer: Entry) -> int:
+        """Return how many attempts were recorded before the one that was answered."""
+        start = max(self.sequence + 1, answer.sequence - _ATTEMPT_ROWS_MAX)
+        rows = self._processing.app.history(self.instance, start=start, end=answer.sequence)
+        return sum(
+            row.event.kind == Kind.ATTEMPT
+            and row.event.answer is not None
+            and row.event.answer.cause == self.sequence
+            for row in rows
+        )
+
+    def __repr__(self) -> str:
+        return f"<Submitted {self.name} of {self.instance}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What `submit` returns: what serve answered, and the requests for the flow's updates."""
+
+    serve_result: Any
+    updates: tuple[Submitted, ...]
+
+    def wait(self, timeout_s: float | None = None) -> list[Outcome]:
+        """Return what became of each update, once all have an answer; `timeout_s` is for each.
+
+        Raises:
+            ReadTimeout: one is still open.
+        """
+        return [update.wait(timeout_s) for update in self.updates]
+
+    def __await__(self) -> Generator[Any, None, list[Outcome]]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> list[Outcome]:
+        return [await update for update in self.updates]
+
+    def __iter__(self) -> Iterator[Submitted]:
+        return iter(self.updates)
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+
+def failure_of(request_name: str, answer: Entry) -> UpdateFailed | None:
+    """Return the error of a request that was answered with anything but a diff."""
+    event, instance = answer.event, answer.instance
+    cause = -1 if event.answer is None else event.answer.cause
+    if event.kind == Kind.FAILURE:
+        found = _failure(_facts(event.body))
+        return UpdateFailed(
+            instance,
+            request_name,
+            found.reason,
+            found.message,
+            found.attempts,
+            found.traceback,
+            cause,
+        )
+    if event.kind == Kind.DIFF:
+        return None
+    why = "reset" if event.kind == Kind.RESET else str(_facts(event.body).get("reason", ""))
+    return UpdateFailed(instance, request_name, "discarded", why, sequence=cause)
+
+
+def _facts(body: bytes) -> dict[str, Any]:
+    """Return the facts of an answer; whoever wrote it, a history stays readable."""
+    try:
+        found = orjson.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _Failure(NamedTuple):
+    attempts: int
+    reason: str
+    message: str
+    traceback: str
+
+
+def _failure(facts: dict[str, Any]) -> _Failure:
+    attempts = facts.get("attempts")
+    kind, message = str(facts.get("type") or ""), str(facts.get("message") or "")
+    return _Failure(
+        attempts if isinstance(attempts, int) else 1,
+        str(facts.get("reason") or "failed"),
+        ": ".join(part for part in (kind, message) if part),
+        str(facts.get("traceback") or ""),
+    )
