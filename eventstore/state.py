@@ -40,6 +40,9 @@ class Source(Protocol):
     def names(self) -> Iterable[str]:
         """The names of the present fields."""
 
+    def changed_at(self, name: str) -> int | None:
+        """The version at which the field last changed; None where that is not known."""
+
 
 class _Encoded:
     """The source of a state made by hand, or carried over from another process."""
@@ -62,6 +65,9 @@ class _Encoded:
 
     def names(self) -> Iterable[str]:
         return self._fields
+
+    def changed_at(self, name: str) -> int | None:
+        return None
 
 
 #: What an operation must find, if the field is there at all.
@@ -365,6 +371,14 @@ class State(Mapping[str, Any]):
         state._memo = {name: value for name, value in self._memo.items() if name in names}
         state._keys = frozenset(names) if self._keys is None else self._keys & frozenset(names)
         return state
+
+    def changed_at(self, name: str) -> int | None:
+        """Return the version at which a field had last changed when the state was read.
+
+        `"*"` stands for all fields. None where the field was not there, or in a state made by
+        hand. Nothing is observed or loaded.
+        """
+        return self.version if name == "*" else self._source.changed_at(name)
 
     # --- what components call it ----------------------------------------------------------------
 
