@@ -1,8 +1,8 @@
 """Goal: a copy that is killed at any moment, any number of times, is completed by the next run.
 
 Method: a child copies in batches of a few events and dies of SIGKILL at each named point between a
-batch and its acknowledgement, or at random moments, while another child copies the same app to the
-same place. At the end every event is in the target once, with the verdict that it has in the
+batch and its acknowledgement, or at random ones while another child copies the same app to the same
+place. At the end every event is in the target once, with the verdict that it has in the
 source, and the target's view is what its log folds to in plain dicts.
 """
 
@@ -33,10 +33,18 @@ class CopyChild(Child):
 
     MODULE = "tests.fault.copy_child"
 
+    def go_on(self) -> None:
+        """Let it write."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
 
 @contextmanager
-def copying(source: Path, target: Path, fault: str = "") -> Iterator[CopyChild]:
-    child = CopyChild("copy", source, target, fault=fault)
+def copying(
+    source: Path, target: Path, fault: str = "", command: str = "copy"
+) -> Iterator[CopyChild]:
+    child = CopyChild(command, source, target, fault=fault)
     try:
         yield child
     finally:
@@ -119,14 +127,17 @@ def test_copies_that_run_at_once_and_are_killed_at_random_end_as_one_copy(
     choose = random.Random(seed)
     target = tmp_path / "target"
 
-    for _ in range(2):
-        faults = [f"log.commit.after:{choose.randrange(2, 9)}" for _ in range(2)]
-        with (
-            copying(source, target, fault=faults[0]) as one,
-            copying(source, target, fault=faults[1]) as other,
-        ):
-            one.end()
-            other.end()
+    faults = [f"log.commit.after:{choose.randrange(1, 6)}" for _ in range(2)]
+    with (
+        copying(source, target, faults[0], "wait") as one,
+        copying(source, target, faults[1], "wait") as other,
+    ):
+        for child in (one, other):
+            child.until(lambda lines: lines == ["ready"])
+        for child in (one, other):
+            child.go_on()
+        for child in (one, other):
+            child.end()
     with copying(source, target) as last:
         last.end()
 
