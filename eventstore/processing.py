@@ -305,6 +305,7 @@ class Processing:
     def close(self) -> None:
         """Stop watching. The app is the store's to close."""
         with self._mutex:
-            if self._unwatch is not None:
-                self._unwatch()
-                self._unwatch = None
+            unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:
+            # Not under our lock: whoever folds has the view's, and may be waiting for ours.
+            unwatch()

@@ -346,6 +346,19 @@ class State(Mapping[str, Any]):
         """Return this state after a diff of which it is known that it fits: nothing is read."""
         return self._with(diff)
 
+    def unread(self) -> State:
+        """Return this state as if nothing had been read from it: no values shared, none observed.
+
+        For a row of readers that must not see what one of them did to a value in place.
+        """
+        state = State.__new__(State)
+        state._source, state._diff, state._keys = self._source, self._diff, self._keys
+        state._shared, state._memo, state._observed = {}, {}, set()
+        state._build = self._build
+        state.app, state.instance, state.version = self.app, self.instance, self.version
+        state.position, state.generation = self.position, self.generation
+        return state
+
     def apply(self, diff: Diff) -> State:
         """Return this state after a diff.
 

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from eventstore import State
+from eventstore import Diff, Receipt, State
 from eventstore.events import Event
 from eventstore.processing import Pending
+from processors.results import LiveState
+
+if TYPE_CHECKING:
+    from processors.runner.handling import Run
 
 __all__ = ["Lane", "Session", "Waiting"]
 
@@ -34,8 +39,14 @@ class Waiting:
     #: An attempt was recorded, and no answer: it may have taken its process down.
     suspect: bool = False
     conflicts: int = 0
-    #: Whether some answer of it was refused as not fitting.
+    #: Why an answer of it was refused as not fitting, if one was.
     rejection: str | None = None
+    #: What its answer, which is on its way, changes.
+    diff: Diff | None = None
+    #: What the process keeps in memory once that answer counts (results.LiveState).
+    live: LiveState | None = None
+    #: Of the answer that is on its way.
+    receipt: Receipt | None = None
 
 
 @dataclass(slots=True)
@@ -73,9 +84,19 @@ class Lane:
     #: Not before this moment (time.monotonic()): a retry backs off.
     not_before_s: float = 0.0
     session: Session | None = None
+    #: The chain of the newest session, which answers in flight are of.
+    chain: str | None = None
+    #: The version that the newest of our answers made; nothing of ours is missing in it but what
+    #: is in flight.
+    accepted_version: int = -1
+    #: Refused answers, until all that were on their way with them are judged.
+    refused: list[Waiting] = field(default_factory=list)
     #: What runs now, if anything does.
     running: Waiting | None = None
     running_since_ms: int = 0
+    run: Run | None = None
+    #: When a timer looks at this lane again (time.monotonic()).
+    timer_s: float | None = None
     #: Names of updates of which a running one was given up last: the next gets through.
     given_up: set[str] = field(default_factory=set)
     #: Names for which the history was asked whether one was given up last.
@@ -137,6 +158,4 @@ class Lane:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to remember of this lane."""
-        return not (
-            self.waiting or self.delayed or self.in_flight or self.is_busy or self.given_up
-        )
+        return not (self.waiting or self.delayed or self.in_flight or self.is_busy or self.given_up)

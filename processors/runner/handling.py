@@ -1,0 +1,228 @@
+"""One run of one request: what the handler gets, and what stands behind its Context.
+
+A Run is made for each time that a handler is called; the engine decides when, and what becomes of
+the result.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import orjson
+
+from eventstore import Diff, Entry, Kind, OutcomeUnknown, State, Verdict
+from eventstore.events import Answer, EffectKey, Event
+from eventstore.processing import Processing
+from eventstore.testing import fault_point
+from processors.component import Component, Update
+from processors.context import Context, Superseded
+from processors.properties import Properties
+from processors.results import diff_of
+from processors.runner import answers
+from processors.runner.lanes import Lane, Session, Waiting
+
+__all__ = ["LogCalls", "Run", "new_session", "sure_entry"]
+
+#: How long one append of a run may take before the handler hears of it.
+_APPEND_TIMEOUT_S: Final = 60.0
+
+
+def new_session(processing: Processing, instance: str) -> Session:
+    """Begin a row of answers on the newest state that the view has."""
+    state = processing.state(instance)
+    assert state.version is not None
+    return Session(secrets.token_urlsafe(9), state.version, state.generation, state)
+
+
+def sure_entry(processing: Processing, instance: str, event: Event) -> Entry:
+    """Append an event that counts once by its own nature; return its entry, or its original's.
+
+    Raises:
+        LogUnavailable, ReadTimeout: as for `Receipt.entry`.
+    """
+    is_repeated = False
+    while True:
+        receipt = processing.send([(instance, event)])[0]
+        try:
+            entry = receipt.entry(_APPEND_TIMEOUT_S)
+        except OutcomeUnknown:
+            is_repeated = True  # sent again, it is a duplicate of itself
+            continue
+        if is_repeated and entry.verdict == Verdict.DUPLICATE and entry.winner is not None:
+            return processing.entry(instance, entry.winner) or entry
+        return entry
+
+
+class Run:
+    """One run of one request. Made in the lane's turn, and used by one thread or task at a time."""
+
+    def __init__(
+        self,
+        component: Component,
+        processing: Processing,
+        lane: Lane,
+        one: Waiting,
+        update: Update,
+        session: Session,
+        *,
+        is_stale: Callable[[], bool],
+    ) -> None:
+        assert one.event is not None
+        self.component = component
+        self.lane = lane
+        self.one = one
+        self.update = update
+        self.session = session
+        self.event = one.event
+        self.given: Any = None
+        #: The handler ended, or was given up: whoever sets it first decides what comes of it.
+        self.is_over = False
+        self.cancel: Callable[[], None] | None = None
+        self.was_cancelled = False
+        self.calls = LogCalls(processing, lane.instance, one, session, update, is_stale)
+        self._context: Context | None = None
+
+    def props(self) -> Properties:
+        """Return the request's props.
+
+        Raises:
+            UnreadableValue, TypeError, ValueError: they are not what handlers can be given.
+        """
+        return Properties.decode(self.event.body)
+
+    def arguments(self, given: Any) -> tuple[Any, ...]:
+        """Return what the handler is called with."""
+        self.given = given
+        if not self.update.takes_context:
+            return (given, self.props())
+        self._context = Context(
+            self.idempotency_key,
+            self.one.attempts + 1,
+            self.calls,
+            is_async=self.update.is_async,
+            as_diff=self.diff_of,
+        )
+        return (given, self.props(), self._context)
+
+    def diff_of(self, result: object) -> Diff:
+        """Return what a result changes, as it is stored."""
+        return diff_of(self.component, self.update, self.session.state, self.given, result)
+
+    @property
+    def idempotency_key(self) -> str:
+        """What names the request, on every log that it is copied to."""
+        return f"{self.component.name}/{self.lane.instance}/{self.one.sequence}"
+
+    @property
+    def outbox(self) -> bytes | None:
+        """What the handler sends to others."""
+        return None if self._context is None else self._context.outbox
+
+
+class LogCalls:
+    """What stands behind a Context in the runner's own process; see context.Calls."""
+
+    def __init__(
+        self,
+        processing: Processing,
+        instance: str,
+        one: Waiting,
+        session: Session,
+        update: Update,
+        is_stale: Callable[[], bool],
+    ) -> None:
+        self._processing = processing
+        self._instance = instance
+        self._one = one
+        self._session = session
+        self._update = update
+        self.is_stale = is_stale
+        #: The number of the next part.
+        self.part = 0
+        self._accepted: list[Entry] | None = None
+        self._mutex = threading.Lock()
+
+    def recorded(self, name: str, call_index: int, digest: str) -> bytes | None:
+        """Return the result of an effect; of a retried failure, that of the earlier request too."""
+        for cause in self._causes():
+            found = self._processing.effect(self._instance, cause, name, call_index, digest)
+            if found is not None:
+                return found.event.body
+        return None
+
+    def _causes(self) -> Sequence[int]:
+        causes = [self._one.sequence]
+        event = self._one.event
+        while event is not None and event.request is not None and len(causes) < 100:
+            earlier = event.request.retry_of
+            if earlier is None or earlier >= causes[-1]:
+                break
+            causes.append(earlier)
+            entry = self._processing.entry(self._instance, earlier)
+            event = None if entry is None else entry.event
+        return causes
+
+    def record(self, name: str, call_index: int, digest: str, result: bytes) -> bytes:
+        """Record an effect's result; return what the fold accepted."""
+        fault_point("processor.effect.before")
+        event = Event(
+            Kind.EFFECT,
+            name,
+            result,
+            answer=Answer(self._one.sequence),
+            effect=EffectKey(call_index, digest),
+            generation=self._session.generation,
+        )
+        entry = sure_entry(self._processing, self._instance, event)
+        fault_point("processor.effect.after")
+        if entry.verdict == Verdict.ACCEPTED:
+            return result
+        if entry.verdict == Verdict.DUPLICATE and entry.winner is not None:
+            # Another runner was faster. Its result is the one that counts, here too.
+            original = self._processing.entry(self._instance, entry.winner)
+            if original is not None and original.event.kind == Kind.EFFECT:
+                return original.event.body
+        raise Superseded(entry.reason)
+
+    def checkpoint(self, diff: bytes) -> State:
+        """Record the next part, or go on from it where it is recorded."""
+        with self._mutex:
+            number = self.part
+            self.part += 1
+            session = self._session
+            if number < self._one.parts:
+                return self._passed(number)
+            event = answers.part(
+                self._one,
+                session,
+                Diff.from_json(orjson.loads(diff)),
+                session.state.observed,
+                self._update,
+                number,
+                closes=False,
+            )
+            fault_point("processor.part.before")
+            entry = sure_entry(self._processing, self._instance, event)
+            fault_point("processor.part.after")
+            if entry.verdict != Verdict.ACCEPTED:
+                raise Superseded(entry.reason)
+            self._one.parts = number + 1
+            session.index += 1
+            return self._go_on(self._processing.state_at(self._instance, entry.version))
+
+    def _passed(self, number: int) -> State:
+        """Return the state after a part that an earlier run made."""
+        if self._accepted is None:
+            self._accepted = self._processing.parts(self._instance, self._one.sequence)
+        if number + 1 < len(self._accepted):
+            version = self._accepted[number].version
+            return self._go_on(self._processing.state_at(self._instance, version))
+        return self._go_on(self._processing.state(self._instance))
+
+    def _go_on(self, state: State) -> State:
+        assert state.version is not None
+        self._session.base, self._session.state = state.version, state
+        return state
