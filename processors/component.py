@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 from eventstore import Discard
+from processors.graph import GraphFormat, graph_data, graph_of
 from processors.policy import DiscardPolicy, Retry, discard_of
 from processors.properties import Params
 
@@ -431,6 +432,18 @@ class Component:
             return update
         found = [one for one in self.updates.values() if one.function_name == request_name]
         return found[0] if len(found) == 1 else None
+
+    def graph(self, format: GraphFormat = "data") -> Any:
+        """Return what leads to what: as data, or as "mermaid" or "graphviz" source to be drawn.
+
+        Raises:
+            ValueError: there is no such format.
+        """
+        return graph_of(self, format)
+
+    def get_graph(self, x_offset_step: int = 600) -> dict[str, Any]:
+        """Return the graph as data with places; columns stand `x_offset_step` apart."""
+        return graph_data(self, x_offset_step)
 
     # --- opening --------------------------------------------------------------------------------
 

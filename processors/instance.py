@@ -1,9 +1,800 @@
-"""ComponentInstance: one instance of a component, as a program works with it."""
+"""ComponentInstance: one instance of a component, as a program works with it.
+
+`run`, `gen` and their async twins answer a flow and queue its updates; the runner of this process,
+or a daemon, runs those. How a flow is answered stands in flow.py, how an instance begins in
+beginning.py. An instance has no threads of its own.
+"""
 
 from __future__ import annotations
 
-__all__ = ["ComponentInstance"]
+import asyncio
+import datetime
+import functools
+import inspect
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar
+
+from eventstore import (
+    Diff,
+    Entry,
+    Event,
+    EventStore,
+    Guard,
+    InstanceNotFound,
+    Kind,
+    Receipt,
+    Rejected,
+    State,
+    Verdict,
+)
+from eventstore.lifetime import abandon_in_child, close_at_exit
+from processors.beginning import begin, state_of
+from processors.component import Component
+from processors.flow import Flow, Place
+from processors.results import LiveStates, changes_of, has_hooks
+from processors.runner import Runner
+from processors.serve_cache import ServeCache
+from processors.stores import give_back, processing_of, take
+from processors.submitted import Submission, Submitted, UpdateFailed, failure_of
+
+__all__ = ["Component", "ComponentInstance"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+#: Threads in which the async calls of a store wait for log and view; more calls queue.
+_THREADS_MAX: Final = 64
+#: Events that `requests` looks back over.
+_HISTORY_ROWS_MAX: Final = 10_000
+#: Of the syllables that the names of instances without a name are made of.
+_CONSONANTS, _VOWELS = "bdfghjklmnprstvz", "aeiou"
 
 
 class ComponentInstance:
-    """One instance of a component."""
+    """One instance of a component. A context manager; safe to share between threads."""
+
+    def __init__(
+        self,
+        component: Component,
+        instance_id: str = "",
+        init_state_params: Mapping[str, Any] | None = None,
+        logging_level: int | str | None = None,
+        update_task_type: Literal["thread", "process"] = "thread",
+        disable_update_task: bool = False,
+        redis_socket_timeout: float = 60,
+        config_path: str = ".motionrc.yml",
+        flush_on_exit: bool = False,
+        *,
+        store: EventStore | None = None,
+        url: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Open an instance; it begins with its first opening, by any process.
+
+        Args:
+            component: what it is an instance of.
+            instance_id: its name; a readable random one by default.
+            init_state_params: arguments for `init_state`, for an instance that has not begun yet.
+            logging_level: of the logger `processors`; None leaves it alone.
+            update_task_type: where sync updates of this process run: in a "thread" or "process".
+            disable_update_task: run no updates here; they wait for a daemon or another process.
+            redis_socket_timeout: taken for Motion's sake, without effect.
+            config_path: taken for Motion's sake, without effect.
+            flush_on_exit: wait at shutdown for the updates of the flows that were run.
+            store: where the component's app is; it stays the caller's to close.
+            url: the same by its URL; default `$EVENTSTORE_URL`, else `./.eventstore`. Instances
+                of one process share one store per URL, and the last one closes it.
+
+        Raises:
+            ValueError: an id with `__`, or arguments that contradict one another.
+            TypeError: `init_state` returned no dict.
+            Whatever `init_state` raises; the instance has not begun then.
+            As for EventStore and App.append.
+        """
+        self._closed = True  # until it is open
+        self.component = component
+        self.instance_id = instance_id or _readable_id()
+        self.disable_update_task = disable_update_task
+        self.flush_on_exit = flush_on_exit
+        #: The flows that were run here.
+        self.flows_run: set[str] = set()
+        _check(self, update_task_type, init_state_params, store, url)
+        if logging_level is not None:
+            logging.getLogger("processors").setLevel(logging_level)
+        self._worker = update_task_type
+        self._lent = store is not None
+        self._store = take(url) if store is None else store
+        self._runner: Runner | None = None
+        try:
+            self._open(init_state_params)
+        except BaseException:
+            if not self._lent:
+                give_back(self._store)
+            raise
+        self._closed = False
+        abandon_in_child(self)
+        close_at_exit(self)
+
+    def _open(self, init_state_params: Mapping[str, Any] | None) -> None:
+        component, store = self.component, self._store
+        self._app = store.app(component.name)
+        self._processing = processing_of(store, component.name)
+        self._live = LiveStates.share(store, component)
+        self._place = Place(
+            component, self.instance_id, self._processing, self._live, ServeCache.of(store)
+        )
+        #: A read asks the log for what other processes wrote where that costs microseconds. On
+        #: Kafka it is a round trip, and a read has what the view has.
+        self._fresh = not store.url.startswith("kafka:")
+        begin(component, self._processing, self._live, self.instance_id, init_state_params)
+        if component.updates and not self.disable_update_task:
+            self._runner = self._share()
+
+    @property
+    def instance_name(self) -> str:
+        """The component's name, `__`, and the id."""
+        return f"{self.component.name}__{self.instance_id}"
+
+    @property
+    def running(self) -> bool:
+        """Whether it is open."""
+        return not self._closed
+
+    # --- answering a flow -----------------------------------------------------------------------
+
+    def run(
+        self,
+        flow_key: str,
+        props: Mapping[str, Any] | None = None,
+        ignore_cache: bool = False,
+        force_refresh: bool = False,
+        flush_update: bool = False,
+    ) -> Any:
+        """Return what serve answers, once the flow's updates are queued durably.
+
+        Order: the flow is looked up; serve answers, from the cache or anew; one request per
+        update is in the log, in the order of their definition, in one group commit. Serve never
+        waits for updates, and sees the newest state that any process committed.
+
+        Args:
+            flow_key: which flow.
+            props: the arguments of serve and updates, by name.
+            ignore_cache: let serve answer anew (the answer is kept all the same).
+            force_refresh: wait for the updates of this instance that are pending now, and let
+                serve answer anew.
+            flush_update: return when this call's updates have taken effect, in their turn.
+
+        Returns:
+            What serve returned; of a generator, its first item (None if it has none); None for a
+            flow without serve.
+
+        Raises:
+            KeyError: no such flow; nothing ran.
+            TypeError: serve is async: use `arun`. Nothing ran.
+            RuntimeError: the instance is shut down, or it is disabled, and updates would wait for
+                somebody else: `submit` says that this is meant. Nothing ran.
+            UpdateFailed: with `flush_update`, an update did not take effect.
+            UnsupportedValue, EventTooLarge, LogUnavailable: the updates could not be queued.
+            Whatever serve raises; no update is queued then.
+
+        What is raised after serve answered has the answer as `serve_result`.
+        """
+        flow = self._flow(flow_key, props, flush_update)
+        self._serve(flow, ignore_cache, force_refresh)
+        self._queue(flow, flush_update)
+        return flow.result
+
+    def gen(
+        self,
+        flow_key: str,
+        props: Mapping[str, Any] | None = None,
+        ignore_cache: bool = False,
+        force_refresh: bool = False,
+        flush_update: bool = False,
+    ) -> Iterator[Any]:
+        """Yield what serve yields, item by item; the updates are queued after the last one.
+
+        Who stops early leaves the items so far as `serve_result` to the updates, which are queued
+        then, not waited for. A serve that is no generator has one item, and a flow without serve
+        the item None, each after its updates.
+
+        Arguments and errors are those of `run`; a flow that does not exist is told by the call
+        itself.
+        """
+        flow = self._flow(flow_key, props, flush_update)
+        if flow.serve is None or not flow.serve.is_generator:
+            return self._single(flow, ignore_cache, force_refresh, flush_update)
+        return self._stream(flow, ignore_cache, force_refresh, flush_update)
+
+    def _single(self, flow: Flow, *options: bool) -> Iterator[Any]:
+        ignore_cache, force_refresh, flush_update = options
+        self._serve(flow, ignore_cache, force_refresh)
+        self._queue(flow, flush_update)
+        yield flow.result
+
+    def _stream(self, flow: Flow, *options: bool) -> Iterator[Any]:
+        ignore_cache, force_refresh, flush_update = options
+        self._prepare(flow, ignore_cache, force_refresh)
+        source = iter(flow.props.serve_result if flow.is_cached else flow.call())
+        items = []
+        try:
+            for item in source:
+                items.append(item)
+                yield item
+        except GeneratorExit:
+            if not flow.is_cached:
+                source.close()
+                flow.stopped(items)
+            self._queue(flow, False)
+            raise
+        if not flow.is_cached:
+            flow.served(items)
+        self._queue(flow, flush_update)
+
+    def _flow(
+        self,
+        key: str,
+        props: Mapping[str, Any] | None,
+        flush_update: bool,
+        *,
+        asynchronous: bool = False,
+        may_wait: bool = False,
+    ) -> Flow:
+        """Return a call that may run, or raise why it may not."""
+        self._refuse_when_closed()
+        flow = Flow(self._place, key, props)
+        if flow.serve is not None and flow.serve.is_async and not asynchronous:
+            raise TypeError(
+                f"serve {key!r} of component {self.component.name} is async: await"
+                " instance.arun(...), or iterate over instance.agen(...)"
+            )
+        if self.disable_update_task and flow.updates and not flush_update and not may_wait:
+            raise RuntimeError(
+                f"{self.instance_name} was opened with disable_update_task=True, so nobody here"
+                f" runs the updates of {key!r}: give flush_update=True, or call submit(...) to"
+                " leave them to a daemon. Nothing was run"
+            )
+        self.flows_run.add(key)
+        return flow
+
+    def _serve(self, flow: Flow, ignore_cache: bool, force_refresh: bool) -> None:
+        if flow.serve is None:
+            return
+        self._prepare(flow, ignore_cache, force_refresh)
+        if not flow.is_cached:
+            answer = flow.call()
+            flow.served(list(answer) if flow.serve.is_generator else answer)
+
+    def _prepare(self, flow: Flow, ignore_cache: bool, force_refresh: bool) -> None:
+        if force_refresh:
+            self._wait_for_pending(lambda name: True)
+        flow.prepare(self._state(), look_up=not (ignore_cache or force_refresh))
+
+    # --- queueing its updates -------------------------------------------------------------------
+
+    def _queue(self, flow: Flow, flush: bool) -> None:
+        if not flow.updates:
+            return
+        with self._telling(flow):
+            if not flush:
+                for receipt in self._send(flow, discardable=True):
+                    receipt.result()
+                return
+            with self._running_runner() as runner:
+                with runner.reserve(self.instance_id):
+                    # Somebody waits for these, so none of them is discarded.
+                    receipts = self._send(flow, discardable=False)
+                    answers = runner.complete(receipts, None)
+                self._raise_failures(flow, answers, runner)
+
+    def _send(
+        self, flow: Flow, *, discardable: bool, not_before_ms: int | None = None
+    ) -> list[Receipt]:
+        return self._processing.send(
+            flow.requests(discardable=discardable, not_before_ms=not_before_ms)
+        )
+
+    @contextmanager
+    def _telling(self, flow: Flow) -> Iterator[None]:
+        """Let an error carry what serve had answered: that is computed, and may be dear."""
+        try:
+            yield
+        except Exception as error:
+            if flow.serve is not None:
+                error.serve_result = flow.result  # type: ignore[attr-defined]
+                error.add_note("serve had answered: see the serve_result of this error")
+            raise
+
+    def _raise_failures(self, flow: Flow, answers: Sequence[Entry], runner: Runner) -> None:
+        failures = [
+            failure
+            for update, answer in zip(flow.updates, answers, strict=True)
+            if (failure := failure_of(update.name, answer)) is not None
+        ]
+        if failures:
+            first, *others = failures
+            for other in others:
+                first.add_note(f"and {other}")
+            # The exception itself, where the update ran in this process.
+            raise first from runner.error_of(self.instance_id, first.sequence)
+
+    def _share(self) -> Runner:
+        return Runner.share(self._store, self.component, worker=self._worker)
+
+    @contextmanager
+    def _running_runner(self) -> Iterator[Runner]:
+        """Lend a runner: this instance's, or one for the time of a call."""
+        if self._runner is not None:
+            yield self._runner
+            return
+        runner = self._share()
+        try:
+            yield runner
+        finally:
+            runner.release()
+
+    def submit(
+        self,
+        flow_key: str,
+        props: Mapping[str, Any] | None = None,
+        ignore_cache: bool = False,
+        force_refresh: bool = False,
+        *,
+        delay_s: float | None = None,
+        not_before: datetime.datetime | None = None,
+    ) -> Submission:
+        """Do what `run` does, and return what can tell what became of the updates.
+
+        Works on a disabled instance too: the updates wait for whoever runs them.
+
+        Args:
+            flow_key: as for `run`.
+            props: as for `run`.
+            ignore_cache: as for `run`.
+            force_refresh: as for `run`.
+            delay_s: run the updates in so many seconds at the earliest.
+            not_before: run them at this time, with its zone, at the earliest.
+
+        Raises:
+            As for `run`.
+            ValueError: both delays, or a time without a zone.
+        """
+        not_before_ms = _not_before_ms(delay_s, not_before)
+        flow = self._flow(flow_key, props, False, may_wait=True)
+        self._serve(flow, ignore_cache, force_refresh)
+        with self._telling(flow):
+            receipts = self._send(flow, discardable=True, not_before_ms=not_before_ms)
+            for receipt in receipts:
+                receipt.result()
+        return self._submission(flow, receipts)
+
+    def _submission(self, flow: Flow, receipts: Sequence[Receipt]) -> Submission:
+        updates = zip(flow.updates, receipts, strict=True)
+        return Submission(
+            flow.result, tuple(self._submitted(update.name, place) for update, place in updates)
+        )
+
+    def _submitted(self, name: str, place: Receipt | int) -> Submitted:
+        return Submitted(self._processing, self.instance_id, name, place, self._running_here)
+
+    def _running_here(self) -> frozenset[int]:
+        if self._runner is None:
+            return frozenset()
+        running = self._runner.snapshot().running
+        return frozenset(one.sequence for one in running if one.instance == self.instance_id)
+
+    def requests(self, limit: int = 100) -> list[Submitted]:
+        """Return the instance's requests, newest first: all that are open, and the latest others.
+
+        Args:
+            limit: how many that have an answer, at most, among its latest 10,000 events.
+        """
+        self._refuse_when_closed()
+        self._processing.catch_up()
+        found = {
+            row.request.sequence: row.request.name
+            for row in self._processing.pending(self.instance_id)
+        }
+        answered = 0
+        for entry in self._latest():
+            if answered >= limit:
+                break
+            if entry.event.kind == Kind.REQUEST and entry.sequence not in found:
+                found[entry.sequence] = entry.event.name
+                answered += 1
+        return [self._submitted(found[at], at) for at in sorted(found, reverse=True)]
+
+    def _latest(self) -> Iterator[Entry]:
+        head = self._processing.head(self.instance_id)
+        if head is None:
+            return iter(())
+        start = max(0, head.sequence - _HISTORY_ROWS_MAX)
+        return self._app.history(self.instance_id, start=start, reverse=True)
+
+    # --- the same for asyncio -------------------------------------------------------------------
+
+    async def arun(
+        self,
+        flow_key: str,
+        props: Mapping[str, Any] | None = None,
+        ignore_cache: bool = False,
+        force_refresh: bool = False,
+        flush_update: bool = False,
+    ) -> Any:
+        """Answer as `run` does, for any serve, without blocking the event loop.
+
+        A sync serve runs on the loop, as in Motion; waiting for log, view and updates does not.
+        Requests of one program are queued in the order of its calls.
+
+        Arguments and errors are those of `run`.
+        """
+        flow = self._flow(flow_key, props, flush_update, asynchronous=True)
+        await self._aserve(flow, ignore_cache, force_refresh)
+        await self._aqueue(flow, flush_update)
+        return flow.result
+
+    def agen(
+        self,
+        flow_key: str,
+        props: Mapping[str, Any] | None = None,
+        ignore_cache: bool = False,
+        force_refresh: bool = False,
+        flush_update: bool = False,
+    ) -> AsyncIterator[Any]:
+        """Yield as `gen` does, for any serve, without blocking the event loop.
+
+        Who stops early should `aclose()` the iterator, or the updates are queued when the event
+        loop does.
+
+        Arguments and errors are those of `run`.
+        """
+        flow = self._flow(flow_key, props, flush_update, asynchronous=True)
+        if flow.serve is None or not flow.serve.is_generator:
+            return self._asingle(flow, ignore_cache, force_refresh, flush_update)
+        return self._astream(flow, ignore_cache, force_refresh, flush_update)
+
+    async def asubmit(
+        self,
+        flow_key: str,
+        props: Mapping[str, Any] | None = None,
+        ignore_cache: bool = False,
+        force_refresh: bool = False,
+        *,
+        delay_s: float | None = None,
+        not_before: datetime.datetime | None = None,
+    ) -> Submission:
+        """Submit as `submit` does, for any serve, without blocking the event loop."""
+        not_before_ms = _not_before_ms(delay_s, not_before)
+        flow = self._flow(flow_key, props, False, asynchronous=True, may_wait=True)
+        await self._aserve(flow, ignore_cache, force_refresh)
+        with self._telling(flow):
+            receipts = self._send(flow, discardable=True, not_before_ms=not_before_ms)
+            for receipt in receipts:
+                await receipt
+        return self._submission(flow, receipts)
+
+    async def _asingle(self, flow: Flow, *options: bool) -> AsyncIterator[Any]:
+        ignore_cache, force_refresh, flush_update = options
+        await self._aserve(flow, ignore_cache, force_refresh)
+        await self._aqueue(flow, flush_update)
+        yield flow.result
+
+    async def _astream(self, flow: Flow, *options: bool) -> AsyncIterator[Any]:
+        ignore_cache, force_refresh, flush_update = options
+        await self._in_thread(self._prepare, flow, ignore_cache, force_refresh)
+        source = _asynchronous(flow.props.serve_result if flow.is_cached else flow.call())
+        items = []
+        try:
+            async for item in source:
+                items.append(item)
+                yield item
+        except GeneratorExit:
+            if not flow.is_cached:
+                await source.aclose()
+                flow.stopped(items)
+            await self._aqueue(flow, False)
+            raise
+        if not flow.is_cached:
+            await self._in_thread(flow.served, items)
+        await self._aqueue(flow, flush_update)
+
+    async def _aserve(self, flow: Flow, ignore_cache: bool, force_refresh: bool) -> None:
+        if flow.serve is None:
+            return
+        await self._in_thread(self._prepare, flow, ignore_cache, force_refresh)
+        if not flow.is_cached:
+            answer = flow.call()
+            if flow.serve.is_generator:
+                answer = [item async for item in _asynchronous(answer)]
+            elif inspect.isawaitable(answer):
+                answer = await answer
+            await self._in_thread(flow.served, answer)
+
+    async def _aqueue(self, flow: Flow, flush: bool) -> None:
+        if not flow.updates:
+            return
+        with self._telling(flow):
+            if not flush:
+                # Here and not in a thread: two calls in a row keep their order.
+                for receipt in self._send(flow, discardable=True):
+                    await receipt
+                return
+            runner = self._runner
+            if runner is None:
+                runner = await self._in_thread(self._share)
+            try:
+                receipts = self._send(flow, discardable=False)
+                submission = self._submission(flow, receipts)
+                await submission
+                answers = [one.answer for one in submission if one.answer is not None]
+                self._raise_failures(flow, answers, runner)
+            finally:
+                if runner is not self._runner:
+                    await self._in_thread(runner.release)
+
+    async def _in_thread(
+        self, function: Callable[_P, _T], *args: _P.args, **options: _P.kwargs
+    ) -> _T:
+        call = functools.partial(function, *args, **options)
+        threads = self._store.threads(_THREADS_MAX)
+        return await asyncio.get_running_loop().run_in_executor(threads, call)
+
+    # --- waiting for updates --------------------------------------------------------------------
+
+    def flush_update(self, flow_key: str, timeout_s: float | None = None) -> None:
+        """Return when the updates of a flow that are pending now have been run or discarded.
+
+        Args:
+            flow_key: which flow.
+            timeout_s: how long to wait; None waits as long as it takes.
+
+        Raises:
+            KeyError: no such flow.
+            UpdateFailed: one of them failed; all have been run.
+            ReadTimeout: not all were run in time.
+        """
+        self._refuse_when_closed()
+        flow = Flow(self._place, flow_key, None)
+        names = {update.name for update in flow.updates}
+        if not names:
+            return
+        failures = self._wait_for_pending(names.__contains__, timeout_s)
+        if failures:
+            raise failures[0]
+
+    async def aflush_update(self, flow_key: str, timeout_s: float | None = None) -> None:
+        """Wait as `flush_update` does, without blocking the event loop."""
+        await self._in_thread(self.flush_update, flow_key, timeout_s)
+
+    def _wait_for_pending(
+        self, wanted: Callable[[str], bool], timeout_s: float | None = None
+    ) -> list[UpdateFailed]:
+        """Wait for the requests that are pending now; return the errors of those that failed.
+
+        Delayed requests are left out, and those that this code does not know: nobody may come to
+        run them.
+        """
+        self._processing.catch_up(timeout_s)
+        names = {}
+        for row in self._processing.pending(self.instance_id):
+            update = self.component.find(row.request.name)
+            if update is not None and wanted(update.name) and row.request.due_ms is None:
+                names[row.request.sequence] = row.request.name
+        if not names:
+            return []
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        failures = []
+        with self._running_runner():
+            for sequence, name in names.items():
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                answer = self._processing.wait_closed(self.instance_id, sequence, left)
+                failure = failure_of(name, answer)
+                if failure is not None and answer.event.kind == Kind.FAILURE:
+                    failures.append(failure)
+        return failures
+
+    # --- state ----------------------------------------------------------------------------------
+
+    def read_state(self, key: str, default_value: Any = None) -> Any:
+        """Return a field of the newest committed state, or `default_value`.
+
+        On the embedded log and in memory that is the newest of any process; on Kafka what this
+        process has seen, milliseconds behind. The value is made for the caller: changing it
+        changes nothing that is stored.
+        """
+        self._refuse_when_closed()
+        if has_hooks(self.component):
+            return self._live.given(self.component, self._state()).get(key, default_value)
+        return self._app.get(self.instance_id, key, fresh=self._fresh, default=default_value)
+
+    def write_state(self, state_update: Mapping[str, Any] | Diff) -> None:
+        """Set fields, or apply a diff; return when that is durable and everybody can read it.
+
+        It waits for no update; one that runs meanwhile and overwrites the same fields runs again,
+        on the new state. An empty dict writes nothing.
+
+        Raises:
+            TypeError: it is neither a dict nor a Diff; nothing was written.
+            UnsupportedValue, InvalidDiff: it cannot be stored; nothing was written.
+            Rejected: an operation does not fit the state; it had no effect.
+            LogUnavailable, OutcomeUnknown: see errors.py of eventstore.
+        """
+        self._refuse_when_closed()
+        if not isinstance(state_update, Mapping | Diff):
+            raise TypeError(
+                f"write_state takes a dict of fields to set, or a Diff, not {state_update!r:.80}"
+                f" ({type(state_update).__name__}); nothing was written"
+            )
+        if not len(state_update):
+            return
+        if has_hooks(self.component):
+            self._write_live(state_update)
+            return
+        receipt = self._app.append(self.instance_id, state_update, name="write_state")
+        entry = receipt.entry()
+        if entry.verdict != Verdict.ACCEPTED:
+            raise Rejected(self.component.name, self.instance_id, entry.reason)
+
+    def _write_live(self, state_update: Mapping[str, Any] | Diff) -> None:
+        """Write by way of `save_state`, again where somebody else wrote meanwhile."""
+        if isinstance(state_update, Diff):
+            raise TypeError("write_state of a component with save_state or load_state takes a dict")
+        while True:
+            state = self._state()
+            given = self._live.given(self.component, state)
+            diff = changes_of(self.component, state, given, state_update)
+            assert state.version is not None
+            if not len(diff):
+                self._live.keep(self.instance_id, state.version, given)
+                return
+            event = Event(
+                Kind.DIFF,
+                "write_state",
+                diff.encode(),
+                Guard(state.version, ("*",)),
+                generation=state.generation,
+            )
+            entry = self._processing.send([(self.instance_id, event)])[0].entry()
+            if entry.verdict == Verdict.ACCEPTED:
+                self._live.keep(self.instance_id, entry.version, given)
+                return
+            if entry.verdict != Verdict.CONFLICT:
+                raise Rejected(self.component.name, self.instance_id, entry.reason)
+
+    def get_version(self) -> int:
+        """Return how many changes of the state have taken effect, by any process."""
+        self._refuse_when_closed()
+        version = self._state().version
+        assert version is not None
+        return version
+
+    def _state(self) -> State:
+        try:
+            state: State = self._app.get(self.instance_id, fresh=self._fresh)
+        except InstanceNotFound:
+            return state_of(self._processing, self.instance_id)
+        return state
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def shutdown(self, wait_for_logging_threads: bool = False) -> None:
+        """Let go of the instance: running updates finish, others stay pending. Again: nothing.
+
+        Args:
+            wait_for_logging_threads: taken for Motion's sake, without effect.
+
+        Raises:
+            UpdateFailed: with `flush_on_exit`, an update failed; the instance is shut down anyway.
+        """
+        if self._closed:
+            return
+        try:
+            if self.flush_on_exit:
+                for key in sorted(self.flows_run):
+                    self.flush_update(key)
+        finally:
+            self._closed = True
+            try:
+                if self._runner is not None:
+                    self._runner.release()
+                    self._runner = None
+            finally:
+                if not self._lent:
+                    give_back(self._store)
+
+    def close(self, wait_for_logging_threads: bool = False) -> None:
+        """Do what `shutdown` does."""
+        self.shutdown(wait_for_logging_threads)
+
+    def abandon(self) -> None:
+        """Refuse everything in a forked child, where no runner and no store works."""
+        self._closed = True
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"{self.instance_name} is shut down: open it again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        return f"<ComponentInstance {self.instance_name}{'' if self.running else ', shut down'}>"
+
+
+async def _asynchronous(items: Any) -> Any:
+    """Yield from a list, a generator or an async generator; closed early, it closes that."""
+    if not hasattr(items, "__aiter__"):
+        for item in items:
+            yield item
+        return
+    try:
+        async for item in items:
+            yield item
+    finally:
+        await items.aclose()
+
+
+def _check(
+    instance: ComponentInstance,
+    worker: object,
+    init_state_params: object,
+    store: EventStore | None,
+    url: object,
+) -> None:
+    """Refuse arguments that contradict one another, before anything is opened."""
+    name = instance.component.name
+    identity = instance.instance_id
+    if not isinstance(identity, str) or "__" in identity:
+        raise ValueError(
+            f"component {name}: instance_id {identity!r}; an id is text without '__', which"
+            " separates it from the component's name"
+        )
+    if worker not in ("thread", "process"):
+        raise ValueError(
+            f'component {name}: update_task_type={worker!r}; give "thread" or "process"'
+        )
+    if instance.disable_update_task and instance.flush_on_exit:
+        raise ValueError(
+            f"component {name}: disable_update_task=True runs no updates here, so flush_on_exit="
+            "True has nothing to wait for; give one of them"
+        )
+    if init_state_params is not None and not isinstance(init_state_params, Mapping):
+        raise TypeError(f"component {name}: init_state_params={init_state_params!r:.80} is no dict")
+    if store is not None and url is not None:
+        raise ValueError(f"component {name}: give store= or url=, not both")
+
+
+def _not_before_ms(delay_s: float | None, not_before: datetime.datetime | None) -> int | None:
+    if delay_s is not None and not_before is not None:
+        raise ValueError("submit: give delay_s= or not_before=, not both")
+    if not_before is not None:
+        if not_before.tzinfo is None:
+            raise ValueError(f"submit: not_before={not_before} has no time zone")
+        return round(not_before.timestamp() * 1_000)
+    return None if delay_s is None else round((time.time() + delay_s) * 1_000)
+
+
+def _readable_id() -> str:
+    """Return a random name that people can read to one another: three words, 38 bits."""
+
+    def word() -> str:
+        syllables = (secrets.choice(_CONSONANTS) + secrets.choice(_VOWELS) for _ in range(2))
+        return "".join(syllables)
+
+    return "-".join(word() for _ in range(3))
+
+
+Component.opener = ComponentInstance
