@@ -57,8 +57,13 @@ LAYERS = (
 
 #: What processors may import beside the names that `eventstore` exports.
 FOR_PROCESSORS = (
+    "eventstore.cli.entries",
+    "eventstore.cli.exits",
+    "eventstore.cli.output",
+    "eventstore.cli.session",
     "eventstore.events",
     "eventstore.lifetime",
+    "eventstore.locks",
     "eventstore.processing",
     "eventstore.testing",
     "eventstore.values",
