@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 from eventstore.channel import Channel, as_entry
 from eventstore.errors import ConfigError
-from eventstore.events import Entry, Position
+from eventstore.events import Entry, Position, Record
 from eventstore.follow import Follower
 
 __all__ = ["tail_entries"]
@@ -69,10 +69,7 @@ def _entries(
             if not batch.records:
                 continue
             found = True
-            last = batch.records[-1].offset
-            follower.wait_for({partition: last}, channel.config.read_timeout_s)
-            for record in batch.records:
-                entry = _entry(follower, partition, record.offset, record.key)
+            for entry in _folded(channel, follower, partition, batch.records):
                 if entry is not None:
                     yield entry
         if found:
@@ -82,6 +79,20 @@ def _entries(
         else:
             left = _WAIT_S if deadline is None else min(_WAIT_S, deadline - time.monotonic())
             channel.log.wait(follower.topic, offsets, max(0.0, left))
+
+
+def _folded(
+    channel: Channel, follower: Follower, partition: int, records: Sequence[Record]
+) -> list[Entry | None]:
+    """Return the entries of records once the view has them all, all from one opening of it."""
+
+    def look_up() -> list[Entry | None]:
+        # Again and again: a view that was opened anew meanwhile has little at first, and an event
+        # that it does not have yet must not be taken for one that has no place.
+        follower.wait_for({partition: records[-1].offset}, channel.config.read_timeout_s)
+        return [_entry(follower, partition, record.offset, record.key) for record in records]
+
+    return channel.steadily(look_up)
 
 
 def _first_event(channel: Channel, timeout_s: float | None) -> Follower | None:
