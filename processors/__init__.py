@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from processors.component import Changed, changed
     from processors.context import Context
     from processors.instance import Component, ComponentInstance
+    from processors.instances import (
+        clear_instance,
+        copy_instances,
+        get_instances,
+        inspect_state,
+    )
+    from processors.migrate import MigrationResult, StateMigrator
     from processors.policy import DiscardPolicy, Retry
     from processors.properties import Params, Properties
     from processors.submitted import Outcome, Submission, Submitted, UpdateFailed
@@ -46,15 +53,21 @@ __all__ = [
     "Diff",
     "DiscardPolicy",
     "EventStore",
+    "MigrationResult",
     "Outcome",
     "Params",
     "Properties",
     "Retry",
     "State",
+    "StateMigrator",
     "Submission",
     "Submitted",
     "UpdateFailed",
     "changed",
+    "clear_instance",
+    "copy_instances",
+    "get_instances",
+    "inspect_state",
 ]
 
 #: name -> the module that has it.
@@ -66,6 +79,11 @@ _HOMES: Final = {
     **dict.fromkeys(("DiscardPolicy", "Retry"), "processors.policy"),
     **dict.fromkeys(("Params", "Properties"), "processors.properties"),
     **dict.fromkeys(("Outcome", "Submission", "Submitted", "UpdateFailed"), "processors.submitted"),
+    **dict.fromkeys(
+        ("clear_instance", "copy_instances", "get_instances", "inspect_state"),
+        "processors.instances",
+    ),
+    **dict.fromkeys(("MigrationResult", "StateMigrator"), "processors.migrate"),
     "Context": "processors.context",
 }
 

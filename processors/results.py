@@ -19,7 +19,16 @@ from eventstore import Diff, EventStore, State, UnsupportedValue, diff_between, 
 if TYPE_CHECKING:
     from processors.component import Component, Update
 
-__all__ = ["SAVED", "LiveState", "LiveStates", "diff_of", "handler_state", "has_hooks", "saved_of"]
+__all__ = [
+    "SAVED",
+    "LiveState",
+    "LiveStates",
+    "diff_of",
+    "handler_state",
+    "has_hooks",
+    "loaded_of",
+    "saved_of",
+]
 
 #: The field that holds what `save_state` returned when that is no dict.
 SAVED: Final = "_saved"
