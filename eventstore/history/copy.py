@@ -41,6 +41,8 @@ _UNDERWAY_MAX: Final = 4
 #: Instances of which it is remembered where they are, so that most events need no search.
 _PLACES_MAX: Final = 100_000
 _REPORT_INTERVAL_S: Final = 0.5
+#: How long a view may take to fold what there is. It says itself what it cannot do.
+_FOLD_S_MAX: Final = 24 * 3600.0
 #: Instances with notes about the log itself, which stay with that log.
 _LOG_NOTES: Final = f"{SYSTEM_PREFIX}log/"
 #: Stands in a copy for every generation that did not fit its place: the copy's own is 0.
@@ -93,6 +95,7 @@ def copy_app(
     Killed at any moment, it can be run again and goes on where it stopped; run again later, it
     adds what the source has got since. Nobody else may write to the target before the last run:
     its requests wait there too, so stop the source's daemons before you start those of the target.
+    Apps that send to one another, or watch one another, are all copied before those start.
 
     Args:
         source: the store to copy from. Others may write to it meanwhile.
@@ -301,7 +304,7 @@ class _History:
     @classmethod
     def of(cls, app: App) -> _History | None:
         """Return the history that an app has now; None without any event."""
-        follower = app._channel.reading(None, fresh=True)
+        follower = app._channel.reading(None, fresh=True, timeout_s=_FOLD_S_MAX)
         return None if follower is None else cls(app, follower)
 
     @property

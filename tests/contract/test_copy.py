@@ -26,6 +26,7 @@ from eventstore import (
     Guard,
     Kind,
     LogUnavailable,
+    UnknownSchema,
     Verdict,
 )
 from eventstore.channel import Channel
@@ -237,6 +238,29 @@ def test_a_copy_that_is_run_again_adds_what_the_source_has_got_since(
     assert everything(target.app("orders")) == everything(orders)
 
 
+def test_what_the_source_gets_while_it_is_copied_is_for_the_next_run(
+    source: EventStore, target: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = live(source)
+    before = records(source, "orders")
+    monkeypatch.setattr("eventstore.history.copy._BATCH_RECORDS_MAX", 5)
+    send = Channel.send
+
+    def send_while_others_write(channel: Channel, *args: Any, **options: Any) -> Any:
+        orders.append("o-1", Diff().append("items", "meanwhile")).result()
+        orders.append("o-new", Diff().increment("n")).result()
+        return send(channel, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "send", send_while_others_write)
+        first = copy_app(source, "orders", target)
+    rest = copy_app(source, "orders", target)
+
+    assert first.written == before
+    assert rest.written == records(source, "orders") - before > 4
+    assert everything(target.app("orders")) == everything(orders)
+
+
 def test_a_copy_of_a_copy_is_like_the_first(source: EventStore, target: EventStore) -> None:
     orders = live(source)
 
@@ -360,6 +384,28 @@ def test_what_takes_no_place_is_left_out_and_counted(
     assert report.left_out == 3
     assert everything(target.app("orders")) == everything(orders)
     assert list(target.app("orders").refused()) == []
+
+
+def test_a_source_that_waits_at_an_unknown_event_is_copied_once_that_is_taken_out(
+    source: EventStore, target: EventStore
+) -> None:
+    orders = live(source)
+    topic = source.log.topic(f"{source.config.namespace}.orders", create=False)
+    assert topic is not None
+    partition = source.log.partition_of(b"o-1", topic)
+    offset = source.log.offset_end(topic, partition)
+    newer = b"\xc3\x01" + b"\x07" * 20
+    source.log.append(topic, [Append(partition, b"o-1", newer, Told())])
+
+    with pytest.raises(UnknownSchema):
+        copy_app(source, "orders", target)
+    nothing = target.apps()
+    orders.quarantine(partition, offset, reason="a test")
+    report = copy_app(source, "orders", target)
+
+    assert nothing == []
+    assert report.left_out == 1
+    assert everything(target.app("orders")) == everything(orders)
 
 
 def test_an_event_above_the_target_s_limit_is_named_and_a_larger_limit_goes_on(

@@ -14,7 +14,7 @@ from eventstore import Config, ConfigError, Diff, Event, EventStore, Kind, Verdi
 from eventstore.events import SYSTEM_PREFIX, Answer, Guard
 from eventstore.processing import Processing
 from processors.beginning import begin
-from processors.component import Component
+from processors.instance import Component
 from processors.instances import clear_instance, copy_instances, get_instances, inspect_state
 from processors.results import LiveStates
 
@@ -249,6 +249,40 @@ def test_of_many_who_clear_at_once_none_fails(
     assert len(answers) == 4
     assert any(answers)
     assert get_instances("Counter", store) == ["b"]
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+def test_an_open_instance_goes_on_from_nothing_when_another_process_cleared_it(
+    open_store: OpenStore, store: EventStore, hooks: bool
+) -> None:
+    component = Component("Basket")
+
+    @component.init_state
+    def start() -> dict[str, Any]:
+        return {"items": ["book"], "owner": "ann"}
+
+    @component.serve("show")
+    def show(state: Any, props: Any) -> Any:
+        return sorted(state)
+
+    @component.update("add")
+    def add(state: Any, props: Any) -> Any:
+        return {"items": [*state.get("items", []), props["item"]]}
+
+    if hooks:
+        component.load_state(lambda saved: dict(saved))
+        component.save_state(lambda state: dict(state))
+    with component("a", store=store) as living:
+        living.run("add", props={"item": "pen"}, flush_update=True)
+        before = living.run("show")
+
+        clear_instance("Basket__a", open_store())
+        shown = living.run("show")
+        living.run("add", props={"item": "cup"}, flush_update=True)
+
+    assert before == ["items", "owner"]
+    assert shown == []
+    assert dict(inspect_state("Basket__a", store)) == {"items": ["cup"]}
 
 
 # --- copying -------------------------------------------------------------------------------------

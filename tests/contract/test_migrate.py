@@ -24,7 +24,7 @@ from eventstore import (
 )
 from eventstore.receipts import Receipt
 from processors import migrate as migrate_module
-from processors.component import Component
+from processors.instance import Component
 from processors.instances import clear_instance, inspect_state
 from processors.migrate import MigrationResult, StateMigrator
 
@@ -295,6 +295,36 @@ def test_an_instance_that_never_rests_is_given_up_and_the_others_are_migrated(
     assert isinstance(failed["u1"], Conflict)
     assert "changed 3 times" in str(failed["u1"])
     assert users.get("u2", "runs") == 1
+
+
+def test_an_update_that_ran_meanwhile_runs_again_on_the_migrated_state(
+    open_store: OpenStore, store: EventStore
+) -> None:
+    component = Component("Users")
+    started, migrated = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    @component.init_state
+    def start() -> dict[str, int]:
+        return {"points": 1}
+
+    @component.update("score")
+    def score(state: Any, props: Any) -> dict[str, int]:
+        seen.append(state["points"])
+        started.set()
+        assert migrated.wait(30)
+        return {"points": state["points"] + 1}
+
+    with component("u", store=store) as living:
+        living.run("score")
+        assert started.wait(30)
+        migrator = StateMigrator(component, lambda s: {"points": s["points"] * 100}, open_store())
+        migrator.migrate()
+        migrated.set()
+        living.flush_update("score")
+
+        assert seen == [1, 100]
+        assert living.read_state("points") == 101
 
 
 def test_a_cleared_instance_is_left_alone(
