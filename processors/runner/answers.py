@@ -70,7 +70,7 @@ def discard(
 
 def attempt(one: Waiting, generation: int, why: str, message: str = "") -> Event:
     """Return the event that says that a request is about to run again, and why."""
-    body = {"attempt": one.attempts + 1, "why": why}
+    body = {"attempt": one.runs + 1, "why": why}
     if message:
         body["message"] = message[:_MESSAGE_CHARACTERS_MAX]
     return Event(

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -53,6 +54,7 @@ from eventstore.processing import Folded, Ownership, Processing
 from eventstore.testing import fault_point
 from processors.component import Component, Update
 from processors.context import Superseded
+from processors.relay import Relays, RelayStatus
 from processors.results import LiveStates, handler_state, has_hooks
 from processors.runner import answers, discards
 from processors.runner.clock import LogClock
@@ -76,6 +78,8 @@ logger: Final = logging.getLogger("processors.runner")
 #: A turn ends after so many updates or so much time, so that a busy instance starves no other.
 _TURN_UPDATES_MAX: Final = 64
 _TURN_S_MAX: Final = 0.02
+#: A thread that is at one handler for so long is held up: another one takes what is ready.
+_STUCK_S: Final = 0.002
 #: Answers of one lane on their way: more would only run again if one is refused.
 _IN_FLIGHT_MAX: Final = 256
 #: Requests of a lane that an earlier owner may have started: it goes no further ahead than that.
@@ -98,6 +102,8 @@ _LOOK_BACK_EVENTS: Final = 200
 _ERRORS_MAX: Final = 256
 #: How long `complete` waits before it looks again whether it can help.
 _HELP_INTERVAL_S: Final = 0.25
+#: How long `drain` waits before it looks at the log again.
+_DRAIN_INTERVAL_S: Final = 0.02
 #: The note that asks the log what time it is.
 _CLOCK_INSTANCE: Final = "$foldlog/clock"
 
@@ -174,7 +180,7 @@ class Runner:
         self._has_hooks = has_hooks(component)
         self._clock = LogClock()
         self._workers: Workers | None = None
-        self._relays: Any = None
+        self._relays: Relays | None = None
         self._loop = shared_loop()
         self._threads = ThreadPoolExecutor(concurrency, f"processors-{component.name}")
         #: For what the runner does itself: it must go on when all handlers' threads are taken.
@@ -187,6 +193,12 @@ class Runner:
         self._at_rest = threading.Condition(self._mutex)
         self._lanes: dict[str, Lane] = {}
         self._ready: deque[Lane] = deque()
+        #: What ends async runs: comes before lanes that wait for their turn.
+        self._jobs: deque[Callable[[], None]] = deque()
+        #: thread -> since when it is at one handler (time.monotonic()).
+        self._at_work: dict[int, float] = {}
+        self._threads_at_work = 0
+        self._looks_for_stuck = False
         self._waits_for_slot: deque[Lane] = deque()
         self._shards: frozenset[int] = frozenset()
         self._taking_over: set[int] = set()
@@ -234,8 +246,6 @@ class Runner:
         """Watch for requests, and join those who share the component's shards."""
         self._unwatch = self.processing.watch(self._folded)
         if self._wants_triggers:
-            from processors.relay import Relays  # type: ignore[import-not-found,unused-ignore]
-
             self._relays = Relays(self.store, self.component, self.processing)
         self._ownership = self.processing.own(self.component.name, self._shards_changed)
         return self
@@ -327,14 +337,18 @@ class Runner:
                 self._is_stopping,
             )  # fmt: skip
 
-    def relays(self) -> Any:
-        """Return the status of the triggers and outboxes that this process relays."""
-        return () if self._relays is None else self._relays.status()
+    def relays(self) -> list[RelayStatus]:
+        """Return how the triggers and outboxes are that this process relays."""
+        return [] if self._relays is None else self._relays.status()
 
     def error_of(self, instance: str, sequence: int) -> BaseException | None:
         """Return the exception with which a request failed in this process, if it did."""
         with self._mutex:
             return self._errors.get((instance, sequence))
+
+    def wait_ready(self, timeout_s: float | None = None) -> bool:
+        """Wait until this runner was given its first shards and took in what is pending there."""
+        return self._owned_once.wait(timeout_s)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is pending that this runner could run; False after `timeout_s`.
@@ -342,21 +356,24 @@ class Runner:
         Requests that are due later are not waited for.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        if not self._owned_once.wait(timeout_s):
+        if not self.wait_ready(timeout_s):
             return False
+        was_idle = False
         while True:
+            # What was acknowledged is looked at, and what that brings about, until twice in a row
+            # there is nothing: a relay may have sent a request between two looks.
             self.processing.catch_up()
-            if self._relays is not None:
-                self._relays.drain(None if deadline is None else deadline - time.monotonic())
-                self.processing.catch_up()
+            relays_idle = not any(relay.lag_events for relay in self.relays())
             with self._mutex:
-                while self._has_work():
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        return False
-                    self._at_rest.wait(left)
-                if not self._is_moving():
+                is_idle = relays_idle and not self._has_work()
+                if is_idle and was_idle:
                     return True
+                was_idle = is_idle
+                left_s = math.inf if deadline is None else deadline - time.monotonic()
+                if left_s <= 0:
+                    return False
+                if not is_idle:
+                    self._at_rest.wait(min(left_s, _DRAIN_INTERVAL_S))
 
     def _has_work(self) -> bool:
         now_ms = self._clock.now_ms()
@@ -365,9 +382,6 @@ class Runner:
             for lane in self._lanes.values()
             if not lane.is_lost
         )
-
-    def _is_moving(self) -> bool:
-        return self._relays is not None and self._relays.is_behind()
 
     def complete(self, receipts: Sequence[Receipt], timeout_s: float | None = None) -> list[Entry]:
         """Wait until each of these requests is closed; return what closed them, in order.
@@ -686,8 +700,35 @@ class Runner:
             return
         lane.is_queued = True
         self._ready.append(lane)
+        self._wake()
+
+    def _wake(self) -> None:
+        """See to it that a thread takes what is ready. The lock is held.
+
+        One thread does as long as handlers are quick: more of them would only take turns at the
+        interpreter's lock. Another joins when all that are there are held up by their handlers.
+        """
+        if self._threads_at_work == 0:
+            self._send_thread()
+        elif not self._looks_for_stuck and self._threads_at_work < self._concurrency:
+            self._looks_for_stuck = True
+            self._loop.call_soon_threadsafe(self._loop.call_later, _STUCK_S, self._look_for_stuck)
+
+    def _send_thread(self) -> None:
         with contextlib.suppress(RuntimeError):  # stopped meanwhile
             self._threads.submit(self._work)
+            self._threads_at_work += 1
+
+    def _look_for_stuck(self) -> None:
+        """Send one more thread if all are held up. On the loop."""
+        with self._mutex:
+            self._looks_for_stuck = False
+            if self._is_stopping or not (self._ready or self._jobs):
+                return
+            now_s = time.monotonic()
+            if all(now_s - since_s >= _STUCK_S for since_s in self._at_work.values()):
+                self._send_thread()
+            self._wake()
 
     def _later(self, lane: Lane, delay_s: float) -> None:
         """Look at a lane again after a while. The lock is held."""
@@ -714,17 +755,42 @@ class Runner:
         self._busy += 1
 
     def _work(self) -> None:
-        """Take the turn of the lane that has waited longest. The body of every thread."""
-        with self._mutex:
-            while self._ready:
-                lane = self._ready.popleft()
-                lane.is_queued = False
-                if self._can_go(lane):
+        """Take what is ready, until nothing is. The body of every thread."""
+        thread = threading.get_ident()
+        while True:
+            with self._mutex:
+                self._at_work[thread] = time.monotonic()
+                lane = None
+                job = self._jobs.popleft() if self._jobs else None
+                if job is None:
+                    lane = self._next_lane()
+                    if lane is None:
+                        self._threads_at_work -= 1
+                        del self._at_work[thread]
+                        return
                     self._take(lane)
-                    break
-            else:
-                return
-        self._turn(lane)
+            if job is not None:
+                job()
+            elif lane is not None:
+                self._turn(lane)
+
+    def _next_lane(self) -> Lane | None:
+        """Return the lane that has waited longest for its turn. The lock is held."""
+        while self._ready:
+            lane = self._ready.popleft()
+            lane.is_queued = False
+            if self._can_go(lane):
+                return lane
+        return None
+
+    def _submit(self, job: Callable[[], None]) -> bool:
+        """Let a thread end a run; False when this runner has ended."""
+        with self._mutex:
+            if self._is_stopped:
+                return False
+            self._jobs.append(job)
+            self._wake()
+            return True
 
     def _turn(self, lane: Lane, until: int | None = None) -> None:
         """Run what waits in a lane that was taken, for a while, then let go of it."""
@@ -733,6 +799,8 @@ class Runner:
 
     def _steps(self, lane: Lane, until: int | None) -> bool:
         """Run what waits; True if the lane is somebody else's now."""
+        thread = threading.get_ident()
+        is_helper = thread not in self._at_work  # a caller of `complete`
         end_s = time.monotonic() + _TURN_S_MAX
         is_first = True
         for _ in range(_TURN_UPDATES_MAX):
@@ -742,6 +810,8 @@ class Runner:
                     break
                 lane.running = one
                 lane.running_since_ms = self._clock.now_ms()
+            if not is_helper:
+                self._at_work[thread] = time.monotonic()
             if self._step(lane, one, is_first=is_first):
                 return True
             is_first = False
@@ -779,8 +849,8 @@ class Runner:
             self.component, self.processing, lane, one, update, session,
             is_stale=lambda: self._running_is_stale(lane, one),
         )  # fmt: skip
-        with self._mutex:
-            lane.run = run
+        lane.run = run
+        one.runs += 1
         if one.suspect or self._is_for_process(update):
             return self._run_in_worker(run)
         return self._begin_async(run) if update.is_async else self._run_here(run)
@@ -811,7 +881,7 @@ class Runner:
                 "unknown", None,
                 f"component {self.component.name} has no update {one.name!r}; it has: {known}."
                 " Deploy code that knows it and run `processors failures retry`, or discard it",
-                one.attempts, None,
+                one.runs, None,
             ),
         )  # fmt: skip
 
@@ -822,7 +892,7 @@ class Runner:
         policy = event.request
         if policy is not None and policy.hops > _HOPS_MAX:
             message = f"{policy.hops} triggers led here, one after the other: is it a circle?"
-            self._fail(lane, one, answers.failure_body("hops", None, message, one.attempts, None))
+            self._fail(lane, one, answers.failure_body("hops", None, message, one.runs, None))
             return True
         discard = _policy(event)
         if discard is not None:
@@ -835,7 +905,7 @@ class Runner:
         if one.rejection is not None:
             self._fail(
                 lane, one,
-                answers.failure_body("rejected", None, one.rejection, one.attempts + 1, None),
+                answers.failure_body("rejected", None, one.rejection, one.runs, None),
             )  # fmt: skip
             return True
         if one.conflicts >= _CONFLICTS_MAX:
@@ -854,13 +924,11 @@ class Runner:
         A handler that takes its process down would else take down one owner after the other.
         """
         runs_max = max(_CRASHES_MAX, update.retry.attempts)
-        if one.attempts >= runs_max:
+        if one.runs >= runs_max:
             message = (
-                f"it was begun {one.attempts} times, and each time its process ended before it did"
+                f"it was begun {one.runs} times, and each time its process ended before it did"
             )
-            self._fail(
-                lane, one, answers.failure_body("crashed", None, message, one.attempts, None)
-            )
+            self._fail(lane, one, answers.failure_body("crashed", None, message, one.runs, None))
             return True
         if not self._record_attempt(lane, one, "crashed" if one.suspect else "takeover"):
             return True
@@ -875,7 +943,6 @@ class Runner:
             with self._mutex:
                 lane.closed(one.sequence)
             return False
-        one.attempts += 1
         self._retried += 1
         return True
 
@@ -1013,7 +1080,7 @@ class Runner:
             run.session.state,
             run.event.body,
             run.idempotency_key,
-            run.one.attempts + 1,
+            run.one.runs,
             run.update.timeout_s,
         )
         try:
@@ -1078,9 +1145,7 @@ class Runner:
         if timer is not None:
             timer.cancel()
         self._free_slot()
-        try:
-            self._threads.submit(self._after_async, run, task)
-        except RuntimeError:  # stopped: the request stays pending
+        if not self._submit(lambda: self._after_async(run, task)):  # the request stays pending
             if not task.cancelled():
                 task.exception()
             self._let_go(run.lane)
@@ -1105,8 +1170,8 @@ class Runner:
             self._async_running -= 1
             if self._waits_for_slot and self._async_running < self._async_max:
                 lane = self._waits_for_slot.popleft()
-                with contextlib.suppress(RuntimeError):
-                    self._threads.submit(self._turn, lane)
+                self._jobs.append(lambda: self._turn(lane))
+                self._wake()
 
     # --- stale while it runs ----------------------------------------------------------------------
 
@@ -1214,8 +1279,9 @@ class Runner:
         session.index += 1
         if len(diff):
             session.state = session.state.after(diff)
-        with self._mutex:
-            lane.given_up.discard(one.name)
+        if lane.given_up:
+            with self._mutex:
+                lane.given_up.discard(one.name)
 
     def _send(self, lane: Lane, one: Waiting, event: Event) -> None:
         """Append an answer. It is on its way before the append, whose news may come at once."""
@@ -1248,7 +1314,7 @@ class Runner:
     def _raised(self, run: Run, error: BaseException, reason: str = "raised") -> None:
         """Run a request again that raised, if its policy says so; else set it aside."""
         lane, one, retry = run.lane, run.one, run.update.retry
-        runs = one.attempts + 1
+        runs = one.runs
         is_worth_it = (
             error.is_a(retry.retry_on)
             if isinstance(error, HandlerRaised)
@@ -1277,11 +1343,11 @@ class Runner:
     def _died(self, run: Run, error: WorkerDied) -> None:
         """Count a run that took its process down; run it again, or set it aside."""
         lane, one = run.lane, run.one
-        if one.attempts + 1 < max(_CRASHES_MAX, run.update.retry.attempts):
+        if one.runs < max(_CRASHES_MAX, run.update.retry.attempts):
             one.suspect = True
             self._record_attempt(lane, one, "crashed", str(error))
             return
-        body = answers.failure_body("crashed", None, str(error), one.attempts + 1, None)
+        body = answers.failure_body("crashed", None, str(error), one.runs, None)
         self._fail(lane, one, body)
 
     def _fail(self, lane: Lane, one: Waiting, body: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ class Run:
             return (given, self.props())
         self._context = Context(
             self.idempotency_key,
-            self.one.attempts + 1,
+            self.one.runs,
             self.calls,
             is_async=self.update.is_async,
             as_diff=self.diff_of,

@@ -28,7 +28,8 @@ class Waiting:
     name: str
     time_ms: int
     due_ms: int | None
-    attempts: int
+    #: Runs that were begun, as far as the log says: the first run of a request has no event.
+    runs: int
     parts: int
     #: How many requests of its name this lane had seen when it came, itself included.
     ordinal: int

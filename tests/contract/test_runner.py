@@ -1,0 +1,814 @@
+"""What the runner promises of requests: order, once, retries, discards, hand-over.
+
+Each test asks it of the memory log and of the embedded one. Handlers that must be held up wait for
+events that the test sets; nothing here depends on how fast anything is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventstore import Diff, Discard, Entry, EventStore, Kind, State, Verdict
+from eventstore.events import Answer, Event
+from processors.component import Component
+from processors.policy import DiscardPolicy, Retry
+from processors.runner import Runner
+
+WAIT_S = 20.0
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore]:
+    with EventStore("memory://" if request.param == "memory" else tmp_path / "log") as opened:
+        yield opened
+
+
+@pytest.fixture
+def run(store: EventStore) -> Iterator[Callable[..., Runner]]:
+    """Start runners that stop with the test."""
+    started: list[Runner] = []
+
+    def start(component: Component, **options: Any) -> Runner:
+        runner = Runner(store, component, **options).start()
+        started.append(runner)
+        assert runner.wait_ready(WAIT_S)
+        return runner
+
+    yield start
+    for runner in started:
+        runner.stop(WAIT_S)
+
+
+def body_of(entry: Entry) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(entry.event.body)
+    return body
+
+
+def log_component() -> Component:
+    component = Component("log")
+
+    @component.update(["a", "b"])
+    def note(state: State, props: dict[str, Any]) -> Diff:
+        return Diff().append("log", props["n"])
+
+    @component.update("a")
+    def again(state: State, props: dict[str, Any]) -> Diff:
+        return Diff().append("log", -props["n"])
+
+    return component
+
+
+def test_updates_of_an_instance_run_in_the_order_of_their_requests_over_all_flows(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("log")
+    names = ["a/note", "b/note", "a/again"] * 40
+    receipts = [app.request("i", name, {"n": n}) for n, name in enumerate(names)]
+
+    run(log_component()).complete(receipts, WAIT_S)
+
+    expected = [-n if name == "a/again" else n for n, name in enumerate(names)]
+    assert app.get("i", "log") == expected
+
+
+def test_a_state_read_by_an_update_has_what_the_one_before_it_changed(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("count")
+
+    @component.update("add")
+    def add(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        return {"count": state.get("count", 0) + props["by"]}
+
+    app = store.app("count")
+    receipts = [app.request(f"i{n % 3}", "add/add", {"by": 1}) for n in range(600)]
+    runner = run(component)
+    runner.complete(receipts, WAIT_S)
+
+    assert [app.get(f"i{n}", "count") for n in range(3)] == [200, 200, 200]
+    assert runner.drain(WAIT_S)
+    assert runner.snapshot().applied == 600
+
+
+def test_a_name_without_its_flow_is_enough_where_it_is_unique(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("log")
+
+    closed = run(log_component()).complete([app.request("i", "again", {"n": 7})], WAIT_S)
+
+    assert closed[0].event.kind == Kind.DIFF
+    assert app.get("i", "log") == [-7]
+
+
+@pytest.mark.parametrize("result", [None, {}])
+def test_an_update_that_changes_nothing_is_answered_without_a_new_version(
+    store: EventStore, run: Callable[..., Runner], result: object
+) -> None:
+    component = Component("idle")
+
+    @component.update("k")
+    def nothing(state: State, props: dict[str, Any]) -> object:
+        return result
+
+    closed = run(component).complete([store.app("idle").request("i", "k/nothing")], WAIT_S)
+
+    assert (closed[0].verdict, closed[0].version) == (Verdict.ACCEPTED, 0)
+
+
+def test_a_value_changed_in_place_changes_nothing_for_the_next_update(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("place")
+    seen: list[list[int]] = []
+
+    @component.update("k")
+    def change(state: State, props: dict[str, Any]) -> None:
+        seen.append(list(state["items"]))
+        state["items"].append(99)
+
+    app = store.app("place")
+    app.append("i", {"items": [1]})
+    run(component).complete([app.request("i", "k/change") for _ in range(5)], WAIT_S)
+
+    assert seen == [[1]] * 5
+    assert app.get("i", "items") == [1]
+
+
+# --- failures and retries -------------------------------------------------------------------------
+
+
+def test_an_update_that_raises_is_set_aside_with_its_traceback_and_the_lane_goes_on(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("fails")
+
+    @component.update("k")
+    def divide(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        return {"x": 1 / props["by"]}
+
+    app = store.app("fails")
+    receipts = [app.request("i", "k/divide", {"by": by}) for by in (1, 0, 2)]
+    runner = run(component)
+    closed = runner.complete(receipts, WAIT_S)
+
+    assert [entry.event.kind for entry in closed] == [Kind.DIFF, Kind.FAILURE, Kind.DIFF]
+    body = body_of(closed[1])
+    assert (body["reason"], body["type"], body["attempts"]) == ("raised", "ZeroDivisionError", 1)
+    assert "divide" in body["traceback"]
+    assert app.get("i", "x") == 0.5
+    assert isinstance(runner.error_of("i", 1), ZeroDivisionError)
+
+
+@pytest.mark.parametrize("wrong", ["text", 3, [1], {"x": object()}])
+def test_a_result_that_is_no_change_is_a_failure_that_names_the_update(
+    store: EventStore, run: Callable[..., Runner], wrong: object
+) -> None:
+    component = Component("wrong")
+
+    @component.update("k")
+    def odd(state: State, props: dict[str, Any]) -> object:
+        return wrong
+
+    closed = run(component).complete([store.app("wrong").request("i", "k/odd")], WAIT_S)
+
+    assert closed[0].event.kind == Kind.FAILURE
+    assert "k/odd" in body_of(closed[0])["traceback"]
+
+
+def test_an_update_is_retried_by_its_policy_and_each_attempt_is_in_the_history(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("retries")
+    runs: list[int] = []
+
+    @component.update("k", retry=Retry(attempts=3, backoff_s=0.001, retry_on=(OSError,)))
+    def flaky(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        runs.append(1)
+        if len(runs) < 3:
+            raise OSError("not now")
+        return {"runs": len(runs)}
+
+    app = store.app("retries")
+    run(component).complete([app.request("i", "k/flaky")], WAIT_S)
+
+    kinds = [entry.event.kind for entry in app.history("i")]
+    assert kinds == [Kind.REQUEST, Kind.ATTEMPT, Kind.ATTEMPT, Kind.DIFF]
+    assert app.get("i", "runs") == 3
+
+
+def test_an_exception_that_is_not_worth_a_retry_fails_at_once(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("once")
+
+    @component.update("k", retry=Retry(attempts=3, retry_on=(OSError,)))
+    def wrong(state: State, props: dict[str, Any]) -> None:
+        raise ValueError("always")
+
+    closed = run(component).complete([store.app("once").request("i", "k/wrong")], WAIT_S)
+
+    assert body_of(closed[0])["attempts"] == 1
+
+
+def test_the_lane_waits_for_a_retry_and_keeps_its_order(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("order")
+    failed: list[int] = []
+
+    @component.update("k", retry=Retry(attempts=2, backoff_s=0.05))
+    def note(state: State, props: dict[str, Any]) -> Diff:
+        if props["n"] == 1 and not failed:
+            failed.append(1)
+            raise OSError("once")
+        return Diff().append("log", props["n"])
+
+    app = store.app("order")
+    run(component).complete([app.request("i", "k/note", {"n": n}) for n in range(4)], WAIT_S)
+
+    assert app.get("i", "log") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_update_that_takes_longer_than_it_may_fails_and_the_lane_goes_on(
+    store: EventStore, run: Callable[..., Runner], is_async: bool
+) -> None:
+    component = Component("slow")
+    release = threading.Event()
+
+    def slow(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        if props["n"] == 0:
+            release.wait(WAIT_S)
+        return {"n": props["n"]}
+
+    async def slow_async(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        if props["n"] == 0:
+            await asyncio.sleep(WAIT_S)
+        return {"n": props["n"]}
+
+    component.update("k", timeout_s=0.1, name="slow")(slow_async if is_async else slow)
+    app = store.app("slow")
+    receipts = [app.request("i", "k/slow", {"n": n}) for n in range(2)]
+    closed = run(component).complete(receipts, WAIT_S)
+    release.set()
+
+    assert body_of(closed[0])["reason"] == "timeout"
+    assert app.get("i", "n") == 1
+
+
+def test_a_request_that_no_code_knows_fails_with_advice_and_blocks_no_other_instance(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("log")
+    unknown = app.request("i", "gone/renamed")
+    behind = app.request("i", "a/note", {"n": 1})
+    other = app.request("j", "a/note", {"n": 2})
+    runner = run(log_component(), unknown_wait_s=0.2)
+
+    closed = runner.complete([other, unknown, behind], WAIT_S)
+
+    assert body_of(closed[1])["reason"] == "unknown"
+    assert "a/note" in body_of(closed[1])["message"]
+    assert (app.get("i", "log"), app.get("j", "log")) == ([1], [2])
+
+
+def test_triggers_that_lead_in_a_circle_end(store: EventStore, run: Callable[..., Runner]) -> None:
+    from eventstore.events import RequestPolicy
+    from eventstore.processing import Processing
+
+    processing = Processing(store.app("log"))
+    request = Event(Kind.REQUEST, "a/note", b'{"n":1}', request=RequestPolicy(hops=17))
+    receipts = processing.send([("i", request)])
+
+    closed = run(log_component()).complete(receipts, WAIT_S)
+
+    assert body_of(closed[0])["reason"] == "hops"
+
+
+# --- conflicts ------------------------------------------------------------------------------------
+
+
+def test_an_update_runs_again_on_the_newer_state_when_what_it_overwrites_has_changed(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("total")
+    begun, changed = threading.Event(), threading.Event()
+
+    @component.update("k")
+    def double(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        value = state["value"]
+        begun.set()
+        assert changed.wait(WAIT_S)
+        return {"value": value * 2}
+
+    app = store.app("total")
+    app.append("i", {"value": 1}).entry()
+    runner = run(component)
+    receipt = app.request("i", "k/double")
+    assert begun.wait(WAIT_S)
+    app.append("i", {"value": 10}).entry()
+    changed.set()
+    runner.complete([receipt], WAIT_S)
+
+    assert app.get("i", "value") == 20
+    assert runner.snapshot().conflicts == 1
+
+
+def test_an_update_that_only_reads_what_changes_is_not_held_up_by_it(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("reads")
+    begun, changed = threading.Event(), threading.Event()
+    runs: list[int] = []
+
+    @component.update("k")
+    def summary(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        runs.append(1)
+        value = state["value"]
+        begun.set()
+        assert changed.wait(WAIT_S)
+        return {"summary": f"value {value}"}
+
+    app = store.app("reads")
+    app.append("i", {"value": 1}).entry()
+    runner = run(component)
+    receipt = app.request("i", "k/summary")
+    assert begun.wait(WAIT_S)
+    app.append("i", {"value": 10}).entry()
+    changed.set()
+    runner.complete([receipt], WAIT_S)
+
+    assert (app.get("i", "summary"), len(runs)) == ("value 1", 1)
+
+
+def test_a_serializable_update_runs_again_when_what_it_read_has_changed(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("strict")
+    begun, changed = threading.Event(), threading.Event()
+
+    @component.update("k", isolation="serializable")
+    def summary(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        value = state["value"]
+        begun.set()
+        assert changed.wait(WAIT_S)
+        return {"summary": f"value {value}"}
+
+    app = store.app("strict")
+    app.append("i", {"value": 1}).entry()
+    runner = run(component)
+    receipt = app.request("i", "k/summary")
+    assert begun.wait(WAIT_S)
+    app.append("i", {"value": 10}).entry()
+    changed.set()
+    runner.complete([receipt], WAIT_S)
+
+    assert app.get("i", "summary") == "value 10"
+
+
+def test_answers_in_a_row_survive_a_conflict_in_their_middle_each_once_and_in_order(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("row")
+
+    @component.update("k")
+    def note(state: State, props: dict[str, Any]) -> Diff:
+        return Diff({"last": [*state.get("last", []), props["n"]][-3:]}).append("log", props["n"])
+
+    app = store.app("row")
+    runner = run(component)
+    receipts = []
+    for n in range(300):
+        receipts.append(app.request("i", "k/note", {"n": n}))
+        if n % 7 == 0:
+            app.append("i", {"last": []})
+    runner.complete(receipts, WAIT_S)
+
+    assert app.get("i", "log") == list(range(300))
+
+
+def test_an_answer_that_does_not_fit_is_a_failure(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("misfit")
+
+    @component.update("k")
+    def wrong(state: State, props: dict[str, Any]) -> Diff:
+        return Diff().append("text", 1)
+
+    app = store.app("misfit")
+    app.append("i", {"text": "not a list"})
+    closed = run(component).complete([app.request("i", "k/wrong")], WAIT_S)
+
+    assert body_of(closed[0])["reason"] == "rejected"
+
+
+# --- discards -------------------------------------------------------------------------------------
+
+
+def test_of_many_only_the_newest_run_and_each_discard_says_why(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("newest")
+
+    @component.update("k", DiscardPolicy.NUM_NEW_UPDATES, 2)
+    def note(state: State, props: dict[str, Any]) -> Diff:
+        return Diff().append("log", props["n"])
+
+    app = store.app("newest")
+    receipts = [
+        app.request("i", "k/note", {"n": n}, discard=Discard.num_new_updates(2)) for n in range(6)
+    ]
+    run(component).complete(receipts, WAIT_S)
+
+    assert app.get("i", "log") == [4, 5]
+    discards = [body_of(entry) for entry in app.discards("i")]
+    assert [(body["reason"], body["after"], body["newer"]) for body in discards] == [
+        ("num_new_updates", 2, newer) for newer in (5, 4, 3, 2)
+    ]
+    assert all(body["offset"] for body in discards)
+
+
+def test_newer_requests_of_other_updates_do_not_count(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("log")
+    once = Discard.num_new_updates(1)
+    receipts = [
+        app.request("i", name, {"n": n}, discard=once)
+        for n, name in enumerate(["a/note", "b/note", "a/again"])
+    ]
+
+    run(log_component()).complete(receipts, WAIT_S)
+
+    assert app.get("i", "log") == [0, 1, -2]
+
+
+def test_a_request_that_waited_too_long_is_discarded_with_its_age(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("log")
+    old = app.request("i", "a/note", {"n": 1}, discard=Discard.seconds(0.001))
+    app.append("other", {"later": 1}).entry()
+    deadline = time.monotonic() + WAIT_S
+    while app.append("other", {"n": 1}).entry().time_ms <= old.entry().time_ms + 1:
+        assert time.monotonic() < deadline
+
+    closed = run(log_component()).complete([old], WAIT_S)
+
+    body = body_of(closed[0])
+    assert (body["reason"], body["after"]) == ("seconds", 1)
+    assert body["age_ms"] > 1
+
+
+def test_a_running_async_update_that_became_stale_is_given_up_but_never_twice_in_a_row(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("given")
+    begun: list[int] = []
+    news, release = threading.Condition(), asyncio.Event()
+
+    @component.update("k", DiscardPolicy.NUM_NEW_UPDATES, 1, discard_running=True)
+    async def slow(state: State, props: dict[str, Any]) -> Diff:
+        with news:
+            begun.append(props["n"])
+            news.notify_all()
+        if props["n"] < 2:
+            await release.wait()
+        return Diff().append("log", props["n"])
+
+    def ask(n: int) -> Any:
+        return app.request(
+            "i", "k/slow", {"n": n}, discard=Discard.num_new_updates(1, running=True)
+        )
+
+    app = store.app("given")
+    runner = run(component)
+    receipts = [ask(0)]
+    with news:
+        assert news.wait_for(lambda: begun == [0], WAIT_S)
+    receipts.append(ask(1))  # 0 is given up
+    with news:
+        assert news.wait_for(lambda: begun == [0, 1], WAIT_S)
+    receipts.append(ask(2))  # 1 is not: the one before it was
+    receipts[2].entry()
+    runner._loop.call_soon_threadsafe(release.set)
+    closed = runner.complete(receipts, WAIT_S)
+
+    assert [entry.event.kind for entry in closed] == [Kind.DISCARD, Kind.DIFF, Kind.DIFF]
+    assert body_of(closed[0])["running"] is True
+    assert app.get("i", "log") == [1, 2]
+
+
+def test_a_plain_update_is_told_that_it_became_stale_and_is_dropped_before_its_append(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("told")
+    begun, asked, told = threading.Event(), threading.Event(), []
+
+    @component.update("k", DiscardPolicy.NUM_NEW_UPDATES, 1, discard_running=True)
+    def slow(state: State, props: dict[str, Any], context: Any) -> Diff:
+        if props["n"] == 0:
+            begun.set()
+            assert asked.wait(WAIT_S)
+            told.append(context.is_stale())
+        return Diff().append("log", props["n"])
+
+    app = store.app("told")
+    runner = run(component)
+    policy = Discard.num_new_updates(1, running=True)
+    receipts = [app.request("i", "k/slow", {"n": 0}, discard=policy)]
+    assert begun.wait(WAIT_S)
+    receipts.append(app.request("i", "k/slow", {"n": 1}, discard=policy))
+    receipts[1].entry()
+    asked.set()
+    closed = runner.complete(receipts, WAIT_S)
+
+    assert told == [True]
+    assert [entry.event.kind for entry in closed] == [Kind.DISCARD, Kind.DIFF]
+
+
+# --- later ----------------------------------------------------------------------------------------
+
+
+def test_a_delayed_request_waits_for_its_time_and_holds_nobody_up(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("log")
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=0.5)
+    delayed = app.request("i", "a/note", {"n": 1}, not_before=soon)
+    prompt = app.request("i", "a/note", {"n": 2})
+    runner = run(log_component())
+
+    closed = runner.complete([prompt, delayed], WAIT_S)
+
+    assert app.get("i", "log") == [2, 1]
+    assert closed[1].time >= soon - datetime.timedelta(milliseconds=2)
+
+
+# --- many at once ---------------------------------------------------------------------------------
+
+
+def test_async_updates_of_many_instances_run_at_the_same_time(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("many")
+    at_once = 0
+    all_begun = asyncio.Event()
+
+    @component.update("k")
+    async def wait(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        nonlocal at_once
+        at_once += 1
+        if at_once == 200:
+            all_begun.set()
+        await all_begun.wait()
+        return {"done": True}
+
+    app = store.app("many")
+    receipts = [app.request(f"i{n}", "k/wait") for n in range(200)]
+    closed = run(component).complete(receipts, WAIT_S)
+
+    assert {entry.event.kind for entry in closed} == {Kind.DIFF}
+
+
+def test_no_more_async_updates_run_at_once_than_allowed(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("few")
+    now, most = 0, 0
+
+    @component.update("k")
+    async def wait(state: State, props: dict[str, Any]) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+
+    app = store.app("few")
+    receipts = [app.request(f"i{n}", "k/wait") for n in range(50)]
+    run(component, async_max=3).complete(receipts, WAIT_S)
+
+    assert most == 3
+
+
+def test_plain_updates_that_are_held_up_do_not_hold_up_other_instances(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("held")
+    together = threading.Barrier(5)
+
+    @component.update("k")
+    def wait(state: State, props: dict[str, Any]) -> None:
+        together.wait(WAIT_S)
+
+    app = store.app("held")
+    receipts = [app.request(f"i{n}", "k/wait") for n in range(5)]
+    closed = run(component, concurrency=5).complete(receipts, WAIT_S)
+
+    assert {entry.event.kind for entry in closed} == {Kind.DIFF}
+
+
+def test_a_busy_instance_does_not_starve_another(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("fair")
+    order: list[str] = []
+
+    @component.update("k")
+    def note(state: State, props: dict[str, Any]) -> None:
+        order.append(str(state.instance_id))
+
+    app = store.app("fair")
+    receipts = [app.request("busy", "k/note") for _ in range(2_000)]
+    receipts.append(app.request("quiet", "k/note"))
+    receipts[-1].entry()
+    run(component, concurrency=1).complete(receipts, WAIT_S)
+
+    assert order.index("quiet") < 1_000
+
+
+# --- hand-over ------------------------------------------------------------------------------------
+
+
+def test_what_is_pending_when_a_runner_stops_is_run_by_the_next(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("next")
+    begun, release = threading.Event(), threading.Event()
+
+    @component.update("k")
+    def note(state: State, props: dict[str, Any]) -> Diff:
+        begun.set()
+        assert release.wait(WAIT_S)
+        return Diff().append("log", props["n"])
+
+    app = store.app("next")
+    first = run(component)
+    receipts = [app.request("i", "k/note", {"n": n}) for n in range(20)]
+    assert begun.wait(WAIT_S)
+    stopper = threading.Thread(target=first.stop, args=(WAIT_S,))
+    stopper.start()
+    release.set()
+    stopper.join()
+    assert app.get("i", "log") == [0]  # what ran has ended, the rest stayed
+
+    run(component).complete(receipts, WAIT_S)
+
+    assert app.get("i", "log") == list(range(20))
+
+
+def test_a_request_that_an_earlier_owner_may_have_begun_is_marked_before_it_runs(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("log")
+    receipt = app.request("i", "a/note", {"n": 1})
+    receipt.entry()
+
+    run(log_component()).complete([receipt], WAIT_S)
+
+    kinds = [entry.event.kind for entry in app.history("i")]
+    assert kinds == [Kind.REQUEST, Kind.ATTEMPT, Kind.DIFF]
+
+
+def test_a_request_that_took_down_every_owner_is_set_aside_unrun(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    from eventstore.processing import Processing
+
+    processing = Processing(store.app("log"))
+    receipt = processing.app.request("i", "a/note", {"n": 1})
+    cause = receipt.entry().sequence
+    for _ in range(3):
+        processing.send([("i", Event(Kind.ATTEMPT, "a/note", b"{}", answer=Answer(cause)))])
+    behind = processing.app.request("i", "a/note", {"n": 2})
+    behind.entry()
+
+    closed = run(log_component()).complete([receipt, behind], WAIT_S)
+
+    assert body_of(closed[0])["reason"] == "crashed"
+    assert processing.app.get("i", "log") == [2]
+
+
+def test_two_runners_of_one_lane_have_one_effect(
+    store: EventStore, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = store.app("log")
+    first, second = run(log_component()), run(log_component())
+    everything = frozenset(range(64))
+    for runner in (first, second):  # as if each had been told that all is its own
+        runner._shards_changed(everything)
+
+    receipts = [app.request(f"i{n % 4}", "a/note", {"n": n}) for n in range(400)]
+    first.complete(receipts, WAIT_S)
+
+    for lane in range(4):
+        assert app.get(f"i{lane}", "log") == list(range(lane, 400, 4))
+
+
+# --- effects, checkpoints -------------------------------------------------------------------------
+
+
+def test_an_effect_is_called_once_however_often_its_update_runs(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("effects")
+    calls: list[str] = []
+    runs: list[int] = []
+
+    def charge(amount: int) -> str:
+        calls.append(f"charged {amount}")
+        return calls[-1]
+
+    @component.update("k", retry=Retry(attempts=3, backoff_s=0.001))
+    def pay(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        receipt = context.effect("charge", charge, 5)
+        runs.append(context.attempt)
+        if len(runs) < 3:
+            raise OSError("after the call")
+        return {"receipt": receipt}
+
+    app = store.app("effects")
+    run(component).complete([app.request("i", "k/pay")], WAIT_S)
+
+    assert (calls, runs) == (["charged 5"], [1, 2, 3])
+    assert app.get("i", "receipt") == "charged 5"
+
+
+def test_equal_calls_of_one_run_are_effects_of_their_own_and_other_arguments_another(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("calls")
+    calls: list[int] = []
+
+    def roll(sides: int) -> int:
+        calls.append(sides)
+        return len(calls)
+
+    @component.update("k")
+    def play(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        return {"rolls": [context.effect("roll", roll, sides) for sides in (6, 6, 8)]}
+
+    app = store.app("calls")
+    run(component).complete([app.request("i", "k/play")], WAIT_S)
+
+    assert app.get("i", "rolls") == [1, 2, 3]
+
+
+def test_an_async_update_awaits_its_effects_and_the_loop_goes_on(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("asynceffects")
+    calls: list[int] = []
+
+    async def ask(n: int) -> int:
+        calls.append(n)
+        await asyncio.sleep(0)
+        return n * 2
+
+    @component.update("k", retry=Retry(attempts=2, backoff_s=0.001))
+    async def gather(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        found = await asyncio.gather(*(context.effect("ask", ask, n) for n in range(5)))
+        if context.attempt == 1:
+            raise OSError("once")
+        return {"found": list(found)}
+
+    app = store.app("asynceffects")
+    run(component).complete([app.request("i", "k/gather")], WAIT_S)
+
+    assert app.get("i", "found") == [0, 2, 4, 6, 8]
+    assert sorted(calls) == [0, 1, 2, 3, 4]
+
+
+def test_a_later_run_passes_the_checkpoints_of_an_earlier_one(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("parts")
+
+    @component.update("k", retry=Retry(attempts=3, backoff_s=0.001))
+    def steps(state: State, props: dict[str, Any], context: Any) -> State:
+        state = context.checkpoint(state.append(log="one"))
+        if context.attempt == 1:
+            raise OSError("after the first part")
+        state = context.checkpoint(state.append(log="two"))
+        if context.attempt == 2:
+            raise OSError("after the second part")
+        assert state["log"] == ["one", "two"]
+        return state.append(log="three")
+
+    app = store.app("parts")
+    closed = run(component).complete([app.request("i", "k/steps")], WAIT_S)
+
+    assert closed[0].event.kind == Kind.DIFF, body_of(closed[0])
+    assert app.get("i", "log") == ["one", "two", "three"]
