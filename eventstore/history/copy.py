@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from eventstore import codec
 from eventstore.channel import Channel
-from eventstore.errors import ConfigError, Conflict, EventStoreError, LogUnavailable
+from eventstore.errors import (
+    ConfigError,
+    Conflict,
+    EventStoreError,
+    EventTooLarge,
+    LogUnavailable,
+)
 from eventstore.events import SYSTEM_PREFIX, Copied, Event, Kind, Record, Verdict
 from eventstore.fold import GENERATION_NOTE
 from eventstore.follow import Follower, repairs_of
@@ -109,8 +116,8 @@ def copy_app(
         ConfigError: the source has no such app, the target is the source, or it has events that
             are not the source's. Nothing was written.
         Conflict: somebody else wrote to the target meanwhile: begin again with an empty one.
-        EventTooLarge: an event is above the target's `event_bytes_max`; what came before it is
-            copied, and with a larger setting the copy goes on.
+        EventTooLarge: an event is above the target's `event_bytes_max`; part of the app is copied,
+            and with a larger setting the copy goes on.
         LogUnavailable, OutcomeUnknown, LogTruncated, UnknownSchema, ReadTimeout, ViewDamaged: as
             for `App.get` and `App.append`; part of it is copied, so run it again.
     """
@@ -159,21 +166,47 @@ class _Copy:
             return
         if before.identity == self._source.identity:
             raise ConfigError(f"{self._place} is the source itself; nothing was written")
-        for placed in self._shown("checking", before):
-            if placed.row is None:
-                continue
-            difference = _difference(self._source.row_like(placed), placed.row)
-            if difference is not None:
-                raise ConfigError(
-                    f"{self._place} is neither empty nor the beginning of a copy of"
-                    f" {self._source.name}: event {placed.row.sequence} of"
-                    f" {placed.instance!r:.80} {difference}. Nothing was written: copy to another"
-                    " app or namespace"
+        self._before = before
+        difference = self._strange("checking", before)
+        if difference is not None:
+            raise ConfigError(
+                f"{self._place} is neither empty nor the beginning of a copy of"
+                f" {self._source.name}: {difference.text}. Nothing was written: copy to another"
+                " app or namespace"
+            )
+
+    def _strange(self, step: str, target: _History) -> _Difference | None:
+        """Return the first event of the target that is not the source's."""
+        for placed in self._shown(step, target):
+            if placed.row is not None:
+                said = _difference(self._source.row_like(placed), placed.row)
+                if said is not None:
+                    return _Difference.at(placed, said)
+        return None
+
+    def _missing(self, step: str, target: _History) -> _Difference | None:
+        """Return the first event of the source that the target does not have just so."""
+        for placed in self._shown(step, self._source):
+            if placed.row is not None and not placed.instance.startswith(_LOG_NOTES):
+                said = _difference(placed.row, target.row_like(placed)) or _state_difference(
+                    placed, self._source, target
                 )
-            self._before = before
+                if said is not None:
+                    return _Difference.at(placed, said)
+        return None
 
     def write(self) -> None:
         """Append what the target does not have yet, in the order in which the source got it."""
+        try:
+            self._write()
+        except EventStoreError as error:
+            error.add_note(
+                f"while copying to {self._place}: {self.written:,} events were handed over by then,"
+                " and the copy can be run again, to go on from there"
+            )
+            raise
+
+    def _write(self) -> None:
         underway: deque[list[Receipt]] = deque()
         batch: list[tuple[str, Event]] = []
         size_bytes = 0
@@ -202,13 +235,11 @@ class _Copy:
         fault_point("copy.send.before")
         try:
             underway.append(self._channel.send(batch, system=True))
-        except EventStoreError as error:
-            instances = sorted({instance for instance, _ in batch})
-            error.add_note(
-                f"while copying to {self._place}, events of {', '.join(instances[:5])}"
-                f"{' and others' if len(instances) > 5 else ''}; what came before is copied, and"
-                " the copy can be run again"
-            )
+        except EventTooLarge as error:
+            for instance, event in batch:
+                if len(codec.encode_event(event)) == error.size_bytes:
+                    assert event.copied is not None
+                    error.add_note(f"event {event.copied.sequence} of {instance!r:.80}")
             raise
         self.written += len(batch)
         fault_point("copy.send.after")
@@ -217,36 +248,17 @@ class _Copy:
         """Compare source and target both ways; Conflict at the first difference."""
         copy = _History.of(self._target)
         if copy is None:
-            if self.events:
-                raise self._other("", "the target lost it all")
+            assert not self.events  # or there would be a topic with events
             return
-        for placed in self._shown("comparing", copy):
-            if placed.row is not None:
-                difference = _difference(self._source.row_like(placed), placed.row)
-                if difference is not None:
-                    self._refuse(placed, difference)
-        for placed in self._shown("comparing", self._source):
-            if placed.row is None or placed.instance.startswith(_LOG_NOTES):
-                continue
-            theirs = copy.row_like(placed)
-            difference = _difference(placed.row, theirs) or _state_difference(
-                placed, self._source, copy
+        difference = self._strange("comparing", copy) or self._missing("comparing", copy)
+        if difference is not None:
+            raise Conflict(
+                self._target.name,
+                difference.instance,
+                reason=f"the copy differs from its source: {difference.text}",
+                advice=f"nobody else may write to {self._place} while it is copied; copy to an"
+                " empty app or namespace",
             )
-            if difference is not None:
-                self._refuse(placed, difference)
-
-    def _refuse(self, placed: _Placed, difference: str) -> None:
-        assert placed.row is not None
-        raise self._other(placed.instance, f"event {placed.row.sequence} {difference}")
-
-    def _other(self, instance: str, reason: str) -> Conflict:
-        return Conflict(
-            self._target.name,
-            instance,
-            reason=f"the copy differs from its source, {reason}",
-            advice=f"nobody else may write to {self._place} while it is copied; copy to an empty"
-            " app or namespace",
-        )
 
     def _shown(self, step: str, history: _History) -> Iterator[_Placed]:
         """Yield a history's records, and tell how far it is."""
@@ -272,6 +284,19 @@ class _Placed(NamedTuple):
     time_ms: int
     #: The generation in which it was folded.
     generation: int
+
+
+class _Difference(NamedTuple):
+    """Where source and target are not alike, and how."""
+
+    instance: str
+    text: str
+
+    @classmethod
+    def at(cls, placed: _Placed, said: str) -> _Difference:
+        assert placed.row is not None
+        text = f"event {placed.row.sequence} of {placed.instance!r:.80} {said}"
+        return cls(placed.instance, text)
 
 
 class _StateAfter(NamedTuple):
@@ -333,7 +358,12 @@ class _History:
             head = reader.head(placed.instance)
             return None if head is None else reader.event(head, sequence)
 
-        return self._channel.steadily(read)
+        row = self._channel.steadily(read)
+        if row is None:
+            # It may have come since, and be copied already by another copy that runs beside us.
+            self._channel.reading(placed.instance, fresh=True, timeout_s=_FOLD_S_MAX)
+            row = self._channel.steadily(read)
+        return row
 
     def state_after(self, placed: _Placed) -> _StateAfter | None:
         """Return what an event left behind here; None without such an event."""

@@ -424,8 +424,8 @@ def test_an_event_above_the_target_s_limit_is_named_and_a_larger_limit_goes_on(
         copy_app(source, "orders", larger)
 
         assert everything(larger.app("orders")) == everything(orders)
-    assert "o-1" in raised.value.__notes__[0]
-    assert "run again" in raised.value.__notes__[0]
+    assert raised.value.__notes__[0] == "event 6 of 'o-1'"
+    assert "can be run again" in raised.value.__notes__[1]
 
 
 # --- repaired logs -------------------------------------------------------------------------------
