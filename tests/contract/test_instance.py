@@ -1,0 +1,1333 @@
+"""An instance of a component, as a program works with it: run, gen, their async twins, and state.
+
+Goal: a program written for Motion finds its semantics here, and none of the defects that were
+observed there. Method: each promise is asked on a log in memory and on the embedded log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sqlite3
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventstore import Config, Diff, EventStore, Kind, ReadTimeout, Rejected, UnsupportedValue
+from processors import Component, ComponentInstance, DiscardPolicy, UpdateFailed
+from processors.stores import give_back, take
+
+#: Longer than any wait here takes, unless something is broken.
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def open_store(
+    request: pytest.FixtureRequest, tmp_path: Path, namespace: str
+) -> Iterator[Callable[[], EventStore]]:
+    """Open the log once more at each call, as another process would; all are closed at the end."""
+    url = f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path / "log")
+    with ExitStack() as stack:
+
+        def open_again() -> EventStore:
+            config = Config.load({}, namespace=namespace)
+            return stack.enter_context(EventStore(url, config=config))
+
+        yield open_again
+
+
+@pytest.fixture
+def store(open_store: Callable[[], EventStore]) -> EventStore:
+    return open_store()
+
+
+@pytest.fixture
+def counter() -> Component:
+    component = Component("Counter")
+
+    @component.init_state
+    def begin(start: int = 0) -> dict[str, Any]:
+        return {"count": start, "log": []}
+
+    @component.serve("add")
+    def add(state: Any, props: Any) -> Any:
+        return state["count"] + props["by"]
+
+    @component.update("add")
+    def keep(state: Any, props: Any) -> dict[str, Any]:
+        return {"count": props.serve_result}
+
+    @component.update(["note", "slow note"])
+    def note(state: Any, props: Any) -> dict[str, Any]:
+        if "gate" in props:
+            gates[props["gate"]].wait(DEADLINE_S)
+        return {"log": [*state["log"], props["what"]]}
+
+    return component
+
+
+#: What updates wait for, by a name that can be in props.
+gates: dict[str, threading.Event] = {}
+
+
+@pytest.fixture
+def gate() -> Iterator[str]:
+    name = uuid.uuid4().hex
+    gates[name] = threading.Event()
+    yield name
+    gates.pop(name).set()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def test_an_instance_has_its_name_and_is_a_context_manager(
+    counter: Component, store: EventStore
+) -> None:
+    with counter("mine", store=store) as instance:
+        assert instance.running
+        assert (instance.instance_id, instance.instance_name) == ("mine", "Counter__mine")
+
+    assert not instance.running
+
+
+def test_without_an_id_it_gets_a_readable_one_of_its_own(
+    counter: Component, store: EventStore
+) -> None:
+    with counter(store=store) as one, counter(store=store) as other:
+        assert one.instance_id != other.instance_id
+        assert [part.isalpha() for part in one.instance_id.split("-")] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"instance_id": "a__b"},
+        {"update_task_type": "fork"},
+        {"disable_update_task": True, "flush_on_exit": True},
+        {"url": "memory://other"},
+    ],
+)
+def test_arguments_that_contradict_are_refused_before_anything_is_opened(
+    counter: Component, store: EventStore, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="component Counter"):
+        counter(store=store, **options)
+
+    assert store.apps() == []
+
+
+def test_init_state_takes_its_params_once_in_the_life_of_an_instance(
+    counter: Component, open_store: Callable[[], EventStore]
+) -> None:
+    with counter("mine", {"start": 3}, store=open_store()) as instance:
+        assert instance.read_state("count") == 3
+    with counter("mine", {"start": 9}, store=open_store()) as instance:
+        assert instance.read_state("count") == 3
+        assert instance.get_version() == 1
+
+
+def test_processes_that_open_an_instance_at_once_begin_it_once(
+    counter: Component, open_store: Callable[[], EventStore]
+) -> None:
+    stores = [open_store() for _ in range(4)]
+    together = threading.Barrier(4)
+    versions = []
+
+    def open_it(number: int) -> None:
+        together.wait(DEADLINE_S)
+        with counter("mine", {"start": number}, store=stores[number]) as instance:
+            versions.append((instance.get_version(), instance.read_state("count")))
+
+    threads = [threading.Thread(target=open_it, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+
+    assert len(versions) == 4
+    assert set(versions) == {versions[0]}
+    assert versions[0][0] == 1
+
+
+def test_init_state_keeps_what_a_service_has_appended_before(
+    counter: Component, store: EventStore
+) -> None:
+    store.app("Counter").append("mine", {"count": 40, "more": "x"}).result()
+
+    with counter("mine", store=store) as instance:
+        assert instance.read_state("count") == 40
+        assert instance.read_state("log") == []
+        assert instance.read_state("more") == "x"
+
+
+def test_init_state_may_be_async_also_below_a_running_loop(store: EventStore) -> None:
+    component = Component("Async")
+
+    @component.init_state
+    async def begin(value: int) -> dict[str, int]:
+        await asyncio.sleep(0)
+        return {"value": value}
+
+    async def open_it() -> ComponentInstance:
+        return component("inside", {"value": 2}, store=store)
+
+    with component("outside", {"value": 1}, store=store) as outside, asyncio.run(open_it()) as one:
+        assert (outside.read_state("value"), one.read_state("value")) == (1, 2)
+
+
+def test_init_state_that_returns_no_dict_is_an_error_and_leaves_nothing(store: EventStore) -> None:
+    component = Component("Wrong")
+    answers: list[Any] = [[1], {"fine": 1}]
+
+    @component.init_state
+    def begin() -> Any:
+        return answers.pop(0)
+
+    with pytest.raises(TypeError, match=r"init_state of component Wrong returned \[1\]"):
+        component("mine", store=store)
+
+    with component("mine", store=store) as instance:
+        assert instance.read_state("fine") == 1
+
+
+def test_init_state_that_returns_nothing_has_run_all_the_same(store: EventStore) -> None:
+    component = Component("Empty")
+    calls = []
+
+    @component.init_state
+    def begin() -> dict[str, int]:
+        calls.append(1)
+        return {}
+
+    for _ in range(2):
+        with component("mine", store=store) as instance:
+            assert instance.get_version() == 0
+
+    assert len(calls) == 1
+
+
+def test_a_reset_instance_begins_anew_and_a_fork_goes_on(
+    counter: Component, store: EventStore
+) -> None:
+    with counter("mine", {"start": 1}, store=store):
+        pass
+    app = store.app("Counter")
+    app.append("mine", Diff().delete("log")).result()
+    app.fork("mine", to="forked")
+    app.reset("mine")
+
+    with counter("mine", {"start": 7}, store=store) as mine, counter("forked", store=store) as fork:
+        assert mine.read_state("count") == 7
+        assert fork.read_state("count") == 1
+        assert fork.read_state("log", "absent") == "absent"
+
+
+def test_a_component_without_init_state_begins_empty(store: EventStore) -> None:
+    component = Component("Bare")
+    component.serve("look")(lambda state, props: dict(state))
+
+    with component("mine", store=store) as instance:
+        assert instance.run("look") == {}
+        assert instance.read_state("x", 5) == 5
+        assert instance.get_version() == 0
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+def test_run_answers_and_its_update_takes_effect(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance:
+        assert instance.run("add", {"by": 2}) == 2
+        instance.flush_update("add")
+
+        assert instance.read_state("count") == 2
+        assert instance.flows_run == {"add"}
+
+
+def test_a_request_is_in_the_log_when_run_returns(
+    counter: Component, open_store: Callable[[], EventStore], gate: str
+) -> None:
+    with counter("mine", store=open_store()) as instance:
+        assert instance.run("note", {"what": 1, "gate": gate}) is None
+
+        other = open_store().app("Counter")
+        other.get("mine", fresh=True)
+        assert [row.request.name for row in other.pending("mine")] == ["note/note"]
+        gates[gate].set()
+        instance.flush_update("note")
+
+
+def test_a_flow_that_does_not_exist_runs_nothing(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance:
+        for call in (instance.run, instance.gen, instance.agen, instance.submit):
+            with pytest.raises(KeyError, match="Counter has no flow 'ad'; there are: add, note"):
+                call("ad")
+        with pytest.raises(KeyError, match="no flow 'ad'"):
+            asyncio.run(instance.arun("ad"))
+        with pytest.raises(KeyError, match="no flow 'ad'"):
+            instance.flush_update("ad")
+
+        assert instance.get_version() == 1
+        assert instance.requests() == []
+
+
+def test_serve_may_add_props_and_the_updates_see_them_on_a_cached_answer_too(
+    store: EventStore,
+) -> None:
+    component = Component("Chatty")
+
+    @component.serve("ask")
+    def ask(state: Any, props: Any) -> str:
+        props["found"] = "fact"
+        return "answer"
+
+    @component.update("ask")
+    def learn(state: Any, props: Any) -> Any:
+        return Diff().append("facts", f"{props['found']}/{props.serve_result}")
+
+    with component("mine", store=store) as instance:
+        for _ in range(2):
+            assert instance.run("ask", {"q": 1}, flush_update=True) == "answer"
+
+        assert instance.read_state("facts") == ["fact/answer"] * 2
+
+
+def test_each_update_of_a_flow_is_requested_in_the_order_of_definition(store: EventStore) -> None:
+    component = Component("Many")
+    ran = []
+    component.update("go", name="b")(lambda state, props: ran.append("b"))
+    component.update("go", name="a")(lambda state, props: ran.append("a"))
+    component.update("go", name="c")(lambda state, props: ran.append("c"))
+
+    with component("mine", store=store) as instance:
+        instance.run("go", flush_update=True)
+
+    assert ran == ["b", "a", "c"]
+
+
+def test_updates_of_all_flows_run_in_the_order_of_their_requests(
+    counter: Component, open_store: Callable[[], EventStore], gate: str
+) -> None:
+    with (
+        counter("mine", store=open_store()) as one,
+        counter("mine", store=open_store()) as other,
+    ):
+        one.run("note", {"what": -1, "gate": gate})
+        for number in range(12):
+            instance = (one, other)[number % 2]
+            instance.run(("note", "slow note")[number % 3 == 0], {"what": number})
+        gates[gate].set()
+        one.run("note", {"what": 99}, flush_update=True)
+
+        assert one.read_state("log") == [-1, *range(12), 99]
+
+
+def test_a_flush_does_not_overtake_what_is_queued(
+    counter: Component, store: EventStore, gate: str
+) -> None:
+    with counter("mine", store=store) as instance:
+        instance.run("slow note", {"what": "first", "gate": gate})
+        threading.Timer(0.05, gates[gate].set).start()
+        instance.run("note", {"what": "flushed"}, flush_update=True)
+
+        assert instance.read_state("log") == ["first", "flushed"]
+
+
+def test_a_serve_that_raises_queues_no_update(store: EventStore) -> None:
+    component = Component("Broken")
+
+    @component.serve("go")
+    def go(state: Any, props: Any) -> None:
+        raise LookupError("nothing there")
+
+    component.update("go", name="never")(lambda state, props: {"ran": True})
+    with component("mine", store=store) as instance:
+        with pytest.raises(LookupError, match="nothing there"):
+            instance.run("go")
+
+        assert instance.requests() == []
+
+
+def test_a_result_that_cannot_be_queued_is_not_lost(store: EventStore) -> None:
+    component = Component("Lost")
+    component.serve("go")(lambda state, props: threading.Lock())
+    component.update("go", name="never")(lambda state, props: {"ran": True})
+
+    with component("mine", store=store) as instance:
+        with pytest.raises(UnsupportedValue) as raised:
+            instance.run("go")
+
+        assert isinstance(raised.value.serve_result, type(threading.Lock()))  # type: ignore[attr-defined]
+        assert instance.requests() == []
+
+
+def test_flush_raises_what_the_update_raised_and_runs_the_others(store: EventStore) -> None:
+    component = Component("Half")
+    component.serve("go")(lambda state, props: "answer")
+
+    @component.update("go")
+    def breaks(state: Any, props: Any) -> None:
+        raise ValueError(f"no {props['what']}")
+
+    component.update("go", name="fine")(lambda state, props: {"fine": True})
+    with component("mine", store=store) as instance:
+        with pytest.raises(
+            UpdateFailed, match=r"go/breaks .*raised: ValueError: no bread"
+        ) as raised:
+            instance.run("go", {"what": "bread"}, flush_update=True)
+
+        failure = raised.value
+        assert isinstance(failure, RuntimeError)
+        assert (failure.request, failure.reason, failure.attempts) == ("go/breaks", "raised", 1)
+        assert 'raise ValueError(f"no {props' in failure.traceback
+        assert failure.serve_result == "answer"
+        assert isinstance(failure.__cause__, ValueError)
+        assert instance.read_state("fine") is True
+
+
+@pytest.mark.parametrize("returned", [7, "text", [1], True])
+def test_an_update_that_returns_no_change_fails_and_writes_nothing(
+    store: EventStore, returned: Any
+) -> None:
+    component = Component("Wrong")
+    component.update("go", name="go")(lambda state, props: returned)
+
+    with component("mine", store=store) as instance:
+        with pytest.raises(UpdateFailed, match="update go/go of component Wrong returned"):
+            instance.run("go", flush_update=True)
+
+        assert instance.get_version() == 0
+
+
+@pytest.mark.parametrize("returned", [None, {}, Diff()])
+def test_an_update_without_a_change_is_answered_and_makes_no_version(
+    store: EventStore, returned: Any
+) -> None:
+    component = Component("Still")
+    component.update("go", name="go")(lambda state, props: returned)
+
+    with component("mine", store=store) as instance:
+        assert instance.submit("go").wait(DEADLINE_S)[0].state == "applied"
+        assert instance.get_version() == 0
+
+
+def test_an_update_may_return_a_diff_or_a_state(counter: Component, store: EventStore) -> None:
+    counter.update("diff", name="d")(lambda state, props: Diff().increment("count", 5))
+    counter.update("state", name="s")(lambda state, props: state.append(log="x").update(new=1))
+
+    with counter("mine", store=store) as instance:
+        instance.run("diff", flush_update=True)
+        instance.run("state", flush_update=True)
+
+        assert instance.read_state("count") == 5
+        assert instance.read_state("log") == ["x"]
+        assert instance.read_state("new") == 1
+
+
+def test_a_change_in_place_of_an_update_that_fails_is_never_stored(store: EventStore) -> None:
+    component = Component("Dirty")
+    component.init_state(lambda: {"log": []})
+
+    @component.update("go")
+    def go(state: Any, props: Any) -> dict[str, Any]:
+        state["log"].append(props["what"])
+        if props["what"] == "bad":
+            raise ValueError("after the change")
+        return {"log": state["log"]}
+
+    with component("mine", store=store) as instance:
+        with pytest.raises(UpdateFailed):
+            instance.run("go", {"what": "bad"}, flush_update=True)
+        instance.run("go", {"what": "good"}, flush_update=True)
+
+        assert instance.read_state("log") == ["good"]
+
+
+def test_a_serve_that_changes_what_it_read_changes_nothing_and_is_told(
+    store: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    component = Component(f"Rude-{uuid.uuid4().hex}", {}, 0)
+    component.init_state(lambda: {"log": []})
+
+    @component.serve("go")
+    def go(state: Any, props: Any) -> int:
+        state["log"].append(1)
+        return len(state["log"])
+
+    with caplog.at_level(logging.WARNING), component("mine", store=store) as instance:
+        assert [instance.run("go"), instance.run("go")] == [1, 1]
+        instance.write_state({"other": 1})
+
+        assert instance.read_state("log") == []
+    assert [record.message for record in caplog.records if "in place" in record.message] == [
+        f"serve go of component {component.name} changed state['log'] in place, in a copy:"
+        " nothing was stored. An update can change the state; serve cannot"
+    ]
+
+
+def test_a_serve_that_assigns_to_the_state_is_taught(store: EventStore) -> None:
+    component = Component("Assigns")
+
+    @component.serve("go")
+    def go(state: Any, props: Any) -> None:
+        state["x"] = 1
+
+    with (
+        component("mine", store=store) as instance,
+        pytest.raises(TypeError, match="a state is not changed in place"),
+    ):
+        instance.run("go")
+
+
+def test_a_missing_field_names_the_instance(counter: Component, store: EventStore) -> None:
+    counter.serve("miss")(lambda state, props: state["absent"])
+
+    with (
+        counter("mine", store=store) as instance,
+        pytest.raises(KeyError, match="'absent' is not in the state of Counter/mine"),
+    ):
+        instance.run("miss")
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+
+class Counted:
+    """A component with one flow that counts its calls."""
+
+    def __init__(self, **options: Any) -> None:
+        self.component = Component("Counted", **options)
+        self.calls = 0
+        self.answer: Any = "answer"
+        self.component.init_state(lambda: {"a": 1, "b": 1})
+
+        @self.component.serve("ask")
+        def ask(state: Any, props: Any) -> Any:
+            self.calls += 1
+            state.get("a")
+            return self.answer
+
+
+def test_the_same_props_are_answered_from_the_cache_whatever_their_order(
+    store: EventStore,
+) -> None:
+    counted = Counted()
+
+    with counted.component("mine", store=store) as instance:
+        instance.run("ask", {"a": 1, "b": {"x": 1, "y": 2}})
+        instance.run("ask", {"b": {"y": 2, "x": 1}, "a": 1})
+        assert counted.calls == 1
+        instance.run("ask", {"a": 1.0, "b": {"x": 1, "y": 2}})
+        assert counted.calls == 2
+
+
+def test_none_is_an_answer_that_the_cache_keeps(store: EventStore) -> None:
+    counted = Counted()
+    counted.answer = None
+
+    with counted.component("mine", store=store) as instance:
+        assert [instance.run("ask"), instance.run("ask")] == [None, None]
+
+    assert counted.calls == 1
+
+
+def test_large_arrays_that_print_alike_are_told_apart(store: EventStore) -> None:
+    numpy = pytest.importorskip("numpy")
+    counted = Counted()
+    one, other = numpy.zeros(5_000), numpy.zeros(5_000)
+    other[2_500] = 1
+
+    with counted.component("mine", store=store) as instance:
+        instance.run("ask", {"x": one})
+        instance.run("ask", {"x": other})
+        instance.run("ask", {"x": one.copy()})
+
+    assert counted.calls == 2
+
+
+def test_each_instance_has_answers_of_its_own(store: EventStore) -> None:
+    counted = Counted()
+
+    with counted.component("a", store=store) as a, counted.component("b", store=store) as b:
+        a.run("ask")
+        b.run("ask")
+
+    assert counted.calls == 2
+
+
+def test_the_cache_is_passed_over_when_asked_and_filled_all_the_same(store: EventStore) -> None:
+    counted = Counted()
+
+    with counted.component("mine", store=store) as instance:
+        instance.run("ask")
+        counted.answer = "newer"
+        assert instance.run("ask") == "answer"
+        assert instance.run("ask", ignore_cache=True) == "newer"
+        counted.answer = "newest"
+        assert instance.run("ask") == "newer"
+        assert instance.run("ask", force_refresh=True) == "newest"
+        assert instance.run("ask") == "newest"
+
+    assert counted.calls == 3
+
+
+def test_without_a_cache_time_nothing_is_kept(store: EventStore) -> None:
+    counted = Counted(cache_ttl=0)
+
+    with counted.component("mine", store=store) as instance:
+        instance.run("ask")
+        instance.run("ask")
+
+    assert counted.calls == 2
+
+
+def test_an_answer_is_kept_for_its_time(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(cache_ttl=60)
+    now = time.time()
+
+    with counted.component("mine", store=store) as instance:
+        instance.run("ask")
+        monkeypatch.setattr("processors.serve_cache.time.time", lambda: now + 55)
+        instance.run("ask")
+        assert counted.calls == 1
+        monkeypatch.setattr("processors.serve_cache.time.time", lambda: now + 65)
+        instance.run("ask")
+        assert counted.calls == 2
+
+
+def test_a_change_of_the_state_leaves_the_cache_alone_unless_asked(store: EventStore) -> None:
+    counted = Counted()
+
+    with counted.component("mine", store=store) as instance:
+        instance.run("ask")
+        instance.write_state({"a": 2})
+        instance.run("ask")
+
+    assert counted.calls == 1
+
+
+def test_an_answer_can_depend_on_the_fields_that_it_was_made_of(store: EventStore) -> None:
+    counted = Counted(cache_depends_on_state=True)
+
+    with counted.component("mine", store=store) as instance:
+        instance.run("ask")
+        instance.write_state({"b": 2})
+        instance.run("ask")
+        assert counted.calls == 1, "it never read b"
+        instance.write_state({"a": 2})
+        instance.run("ask")
+        instance.run("ask")
+        assert counted.calls == 2
+
+
+def test_a_reset_instance_has_no_answers_of_its_former_life(store: EventStore) -> None:
+    counted = Counted()
+
+    with counted.component("mine", store=store) as instance:
+        instance.run("ask")
+        store.app("Counted").reset("mine")
+        instance.run("ask")
+
+    assert counted.calls == 2
+
+
+def test_an_answer_that_cannot_be_stored_is_given_and_told_once(
+    store: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    component = Component(f"Live-{uuid.uuid4().hex}")
+    component.serve("go")(lambda state, props: threading.Lock())
+
+    with caplog.at_level(logging.WARNING), component("mine", store=store) as instance:
+        one, other = instance.run("go"), instance.run("go")
+
+    assert one is not other
+    assert len([record for record in caplog.records if "not kept" in record.message]) == 1
+
+
+def test_the_processes_of_a_machine_share_the_cache(tmp_path: Path, namespace: str) -> None:
+    counted = Counted()
+    config = Config.load({}, namespace=namespace)
+
+    for _ in range(2):
+        with (
+            EventStore(tmp_path / "log", config=config) as store,
+            counted.component("mine", store=store) as instance,
+        ):
+            assert instance.run("ask", {"x": [1, {"y": None}]}) == "answer"
+
+    assert counted.calls == 1
+
+
+# --- generators ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streamer() -> Component:
+    component = Component("Streamer")
+
+    @component.serve("count")
+    def count(state: Any, props: Any) -> Iterator[int]:
+        for number in range(props["to"]):
+            started.append(number)
+            yield number
+
+    @component.serve("acount")
+    async def acount(state: Any, props: Any) -> AsyncIterator[int]:
+        for number in range(props["to"]):
+            started.append(number)
+            await asyncio.sleep(0)
+            yield number
+
+    component.update(["count", "acount"], name="keep")(
+        lambda state, props: Diff().append("kept", props.serve_result)
+    )
+    return component
+
+
+started: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_started() -> None:
+    started.clear()
+
+
+def test_items_come_one_by_one_and_the_update_after_the_last(
+    streamer: Component, store: EventStore
+) -> None:
+    with streamer("mine", store=store) as instance:
+        items = instance.gen("count", {"to": 3}, flush_update=True)
+
+        assert next(items) == 0
+        assert started == [0]
+        assert instance.requests() == []
+        assert list(items) == [1, 2]
+        assert instance.read_state("kept") == [[0, 1, 2]]
+
+
+def test_who_stops_early_still_has_the_update(streamer: Component, store: EventStore) -> None:
+    with streamer("mine", store=store) as instance:
+        for number in instance.gen("count", {"to": 9}):
+            if number == 1:
+                break
+        gc.collect()  # where a loop's generator is not let go of at once
+        instance.flush_update("count")
+
+        assert instance.read_state("kept") == [[0, 1]]
+        assert started == [0, 1]
+        assert instance.run("count", {"to": 9}) == 0
+        assert len(started) == 2 + 9, "a part is not kept as the answer"
+
+
+def test_a_generator_is_replayed_from_the_cache_item_by_item(
+    streamer: Component, store: EventStore
+) -> None:
+    with streamer("mine", store=store) as instance:
+        assert list(instance.gen("count", {"to": 3})) == [0, 1, 2]
+        again = instance.gen("count", {"to": 3})
+        assert next(again) == 0
+        assert list(again) == [1, 2]
+        assert len(started) == 3
+        instance.flush_update("count")
+        assert instance.read_state("kept") == [[0, 1, 2]] * 2
+
+
+def test_run_gives_the_first_item_and_none_of_an_empty_generator(
+    streamer: Component, store: EventStore
+) -> None:
+    with streamer("mine", store=store) as instance:
+        assert instance.run("count", {"to": 3}) == 0
+        assert instance.run("count", {"to": 0}) is None
+        instance.flush_update("count")
+
+        assert instance.read_state("kept") == [[0, 1, 2], []]
+
+
+def test_gen_of_a_plain_serve_has_one_item_after_its_update(
+    counter: Component, store: EventStore
+) -> None:
+    with counter("mine", store=store) as instance:
+        assert list(instance.gen("add", {"by": 2}, flush_update=True)) == [2]
+        assert list(instance.gen("note", {"what": 1})) == [None]
+        assert instance.read_state("count") == 2
+
+
+# --- asyncio -------------------------------------------------------------------------------------
+
+
+def test_an_async_serve_needs_arun_and_says_so(streamer: Component, store: EventStore) -> None:
+    with streamer("mine", store=store) as instance:
+        for call in (instance.run, instance.gen, instance.submit):
+            with pytest.raises(TypeError, match=r"is async: await instance\.arun"):
+                call("acount", {"to": 1})
+
+        assert started == []
+
+
+def test_agen_streams_both_kinds_and_arun_takes_the_first(
+    streamer: Component, store: EventStore
+) -> None:
+    async def program(instance: ComponentInstance) -> list[Any]:
+        return [
+            [item async for item in instance.agen("acount", {"to": 2})],
+            [item async for item in instance.agen("count", {"to": 3}, flush_update=True)],
+            await instance.arun("acount", {"to": 4}),
+            await instance.arun("count", {"to": 4}),
+            [item async for item in instance.agen("acount", {"to": 2})],
+        ]
+
+    with streamer("mine", store=store) as instance:
+        assert asyncio.run(program(instance)) == [[0, 1], [0, 1, 2], 0, 0, [0, 1]]
+
+
+def test_an_async_iterator_closed_early_queues_the_update_too(
+    streamer: Component, store: EventStore
+) -> None:
+    async def program(instance: ComponentInstance) -> None:
+        items: Any = instance.agen("acount", {"to": 9})
+        assert await anext(items) == 0
+        await items.aclose()
+        await instance.aflush_update("acount", DEADLINE_S)
+
+    with streamer("mine", store=store) as instance:
+        asyncio.run(program(instance))
+
+        assert instance.read_state("kept") == [[0]]
+
+
+def test_async_updates_that_await_do_not_block_one_another(store: EventStore) -> None:
+    component = Component("Waits")
+
+    @component.update("go")
+    async def go(state: Any, props: Any) -> Any:
+        await asyncio.sleep(0.01)
+        return Diff().append("log", props["n"])
+
+    async def program(instance: ComponentInstance) -> None:
+        calls = (instance.arun("go", {"n": number}, flush_update=True) for number in range(8))
+        await asyncio.wait_for(asyncio.gather(*calls), DEADLINE_S)
+
+    with component("mine", store=store) as instance:
+        asyncio.run(program(instance))
+
+        assert instance.read_state("log") == list(range(8)), "in the order of the calls"
+
+
+def test_the_loop_goes_on_while_a_call_waits_for_its_update(
+    counter: Component, store: EventStore, gate: str
+) -> None:
+    async def program(instance: ComponentInstance) -> None:
+        call = asyncio.create_task(
+            instance.arun("note", {"what": 1, "gate": gate}, flush_update=True)
+        )
+        while "note/note" not in {one.name for one in await asyncio.to_thread(instance.requests)}:
+            await asyncio.sleep(0)
+        assert not call.done()
+        gates[gate].set()  # only a loop that goes on comes here
+        await asyncio.wait_for(call, DEADLINE_S)
+
+    with counter("mine", store=store) as instance:
+        asyncio.run(program(instance))
+
+        assert instance.read_state("log") == [1]
+
+
+def test_arun_raises_what_the_update_raised(store: EventStore) -> None:
+    component = Component("Fails")
+    component.serve("go")(lambda state, props: "answer")
+
+    @component.update("go")
+    async def breaks(state: Any, props: Any) -> None:
+        raise ValueError("no")
+
+    with component("mine", store=store) as instance:
+        with pytest.raises(UpdateFailed, match="ValueError: no") as raised:
+            asyncio.run(instance.arun("go", flush_update=True))
+
+        assert raised.value.serve_result == "answer"
+
+
+def test_asubmit_can_be_awaited(counter: Component, store: EventStore) -> None:
+    async def program(instance: ComponentInstance) -> tuple[Any, list[str]]:
+        submission = await instance.asubmit("add", {"by": 3})
+        return submission.serve_result, [outcome.state for outcome in await submission]
+
+    with counter("mine", store=store) as instance:
+        assert asyncio.run(program(instance)) == (3, ["applied"])
+
+
+# --- state ---------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_there_for_every_process(
+    counter: Component, open_store: Callable[[], EventStore]
+) -> None:
+    with (
+        counter("mine", store=open_store()) as one,
+        counter("mine", store=open_store()) as other,
+    ):
+        one.write_state({"count": 5})
+        assert other.read_state("count") == 5
+        other.write_state(Diff().increment("count", 2))
+        assert one.run("add", {"by": 0}) == 7
+        assert (one.get_version(), other.get_version()) == (3, 3)
+
+
+def test_an_opened_instance_knows_its_version_at_once(
+    counter: Component, open_store: Callable[[], EventStore]
+) -> None:
+    with counter("mine", store=open_store()) as instance:
+        instance.write_state({"count": 1})
+    with counter("mine", store=open_store()) as instance:
+        assert instance.get_version() == 2
+
+
+@pytest.mark.parametrize("written", [[], 0, "", None, [("a", 1)], "text"])
+def test_what_is_no_dict_cannot_be_written(
+    counter: Component, store: EventStore, written: Any
+) -> None:
+    with counter("mine", store=store) as instance:
+        with pytest.raises(TypeError, match="write_state takes a dict"):
+            instance.write_state(written)
+
+        assert instance.get_version() == 1
+
+
+def test_an_empty_dict_writes_nothing(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance:
+        instance.write_state({})
+
+        assert instance.get_version() == 1
+
+
+def test_a_write_that_does_not_fit_is_told(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance, pytest.raises(Rejected):
+        instance.write_state(Diff().append("count", 1))
+
+
+def test_a_value_that_was_read_is_the_readers_own(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance:
+        instance.read_state("log").append("mine")
+
+        assert instance.read_state("log") == []
+
+
+def test_a_value_that_cannot_be_stored_poisons_nothing(store: EventStore) -> None:
+    component = Component("Poison")
+    component.update("go", name="go")(lambda state, props: {"lock": threading.Lock()})
+
+    with component("mine", store=store) as instance:
+        with pytest.raises(UpdateFailed, match="lock"):
+            instance.run("go", flush_update=True)
+        instance.write_state({"fine": 1})
+
+        assert instance.read_state("fine") == 1
+
+
+def test_an_update_sees_what_was_written_while_it_ran(
+    counter: Component, store: EventStore, gate: str
+) -> None:
+    with counter("mine", store=store) as instance:
+        submission = instance.submit("note", {"what": "update", "gate": gate})
+        eventually(lambda: submission.updates[0].state == "running")
+        instance.write_state({"log": ["written"]})
+        gates[gate].set()
+        submission.wait(DEADLINE_S)
+
+        assert instance.read_state("log") == ["written", "update"]
+
+
+# --- values that only live in memory -------------------------------------------------------------
+
+
+@pytest.fixture
+def database() -> Component:
+    component = Component("Database")
+
+    def connected() -> sqlite3.Connection:
+        connection = sqlite3.connect(":memory:", check_same_thread=False)
+        connection.execute("create table users (name text)")
+        return connection
+
+    @component.init_state
+    def begin() -> dict[str, Any]:
+        return {"connection": connected(), "fits": 0}
+
+    @component.save_state
+    def save(state: Any) -> dict[str, int]:
+        return {"fits": state["fits"]}
+
+    @component.load_state
+    def load(saved: Any) -> dict[str, Any]:
+        return {"connection": connected(), "fits": saved["fits"]}
+
+    @component.serve("users")
+    def users(state: Any, props: Any) -> Any:
+        return state["connection"].execute("select count(*) from users").fetchone()[0]
+
+    @component.update("add")
+    def add(state: Any, props: Any) -> dict[str, int]:
+        state["connection"].execute("insert into users values (?)", (props["name"],))
+        return {"fits": state["fits"] + 1}
+
+    return component
+
+
+def test_a_value_that_cannot_be_stored_stays_usable_in_the_process_that_made_it(
+    database: Component, store: EventStore
+) -> None:
+    with database("mine", store=store) as instance:
+        instance.run("add", {"name": "ann"}, flush_update=True)
+        instance.run("add", {"name": "bob"}, flush_update=True)
+        assert instance.run("users", ignore_cache=True) == 2
+        instance.write_state({"fits": 10})
+        assert instance.run("users", ignore_cache=True) == 2
+        assert instance.read_state("fits") == 10
+        assert isinstance(instance.read_state("connection"), sqlite3.Connection)
+        assert dict(store.app("Database").get("mine")) == {"fits": 10}
+
+
+def test_what_another_process_wrote_is_loaded_anew(
+    database: Component, open_store: Callable[[], EventStore]
+) -> None:
+    with (
+        database("mine", store=open_store()) as one,
+        database("mine", store=open_store()) as other,
+    ):
+        one.run("add", {"name": "ann"}, flush_update=True)
+        other.write_state({"fits": 7})
+
+        assert one.read_state("fits") == 7
+        assert one.run("users", ignore_cache=True) == 0, "a connection of load_state's own"
+
+
+def test_a_live_state_is_not_changed_in_place(database: Component, store: EventStore) -> None:
+    @database.update("assign")
+    def assign(state: Any, props: Any) -> None:
+        state["fits"] = 3
+
+    with database("mine", store=store) as instance:
+        with pytest.raises(UpdateFailed, match="a state is not changed in place"):
+            instance.run("assign", flush_update=True)
+
+        assert instance.read_state("fits") == 0
+
+
+# --- disabled instances --------------------------------------------------------------------------
+
+
+def test_a_disabled_instance_refuses_to_queue_before_serve_runs(store: EventStore) -> None:
+    counted = Counted()
+    counted.component.update("ask", name="keep")(lambda state, props: {"a": 5})
+
+    with counted.component("mine", disable_update_task=True, store=store) as instance:
+        with pytest.raises(RuntimeError, match=r"disable_update_task=True.*Nothing was run"):
+            instance.run("ask")
+
+        assert counted.calls == 0
+        assert instance.requests() == []
+
+
+def test_a_disabled_instance_serves_writes_and_flushes(
+    counter: Component, store: EventStore
+) -> None:
+    counter.serve("look")(lambda state, props: state["count"])
+
+    with counter("mine", disable_update_task=True, store=store) as instance:
+        instance.write_state({"count": 4})
+        assert instance.run("look") == 4
+        assert instance.run("add", {"by": 1}, flush_update=True) == 5
+        assert instance.read_state("count") == 5
+
+
+def test_what_a_disabled_instance_submits_waits_for_somebody_who_runs_it(
+    counter: Component, open_store: Callable[[], EventStore]
+) -> None:
+    with counter("mine", disable_update_task=True, store=open_store()) as instance:
+        submission = instance.submit("add", {"by": 1})
+        assert submission.serve_result == 1
+        assert submission.updates[0].state == "pending"
+        with pytest.raises(ReadTimeout):
+            submission.wait(0.05)
+
+        with counter("other", store=open_store()):
+            assert submission.wait(DEADLINE_S)[0].state == "applied"
+        assert instance.read_state("count") == 1
+
+
+def test_force_refresh_of_a_disabled_instance_does_not_hang(
+    counter: Component, store: EventStore
+) -> None:
+    counter.serve("look")(lambda state, props: state["count"])
+
+    with counter("mine", disable_update_task=True, store=store) as instance:
+        instance.submit("add", {"by": 6})
+        assert instance.run("look", force_refresh=True) == 6
+        instance.submit("add", {"by": 7})
+        instance.flush_update("add", DEADLINE_S)
+        assert instance.read_state("count") == 13
+
+
+# --- what became of a request --------------------------------------------------------------------
+
+
+def test_a_request_says_what_became_of_it(counter: Component, store: EventStore, gate: str) -> None:
+    counter.update("boom", name="boom")(lambda state, props: state["missing"])
+
+    with counter("mine", store=store) as instance:
+        # Once this process has run one, nobody else can have begun those that come later.
+        instance.run("note", {"what": 0}, flush_update=True)
+        running = instance.submit("note", {"what": 1, "gate": gate}).updates[0]
+        waiting = instance.submit("boom").updates[0]
+        eventually(lambda: running.state == "running")
+        assert waiting.state == "pending"
+        assert waiting.outcome.is_open
+        gates[gate].set()
+
+        assert running.wait(DEADLINE_S).state == "applied"
+        failed = waiting.wait(DEADLINE_S)
+        assert (failed.state, failed.reason, failed.attempts) == ("failed", "raised", 1)
+        assert "'missing' is not in the state of Counter/mine" in failed.traceback
+        assert failed.requested_at is not None
+        assert failed.closed_at is not None
+        assert failed.requested_at <= failed.closed_at
+        assert running.outcome.version == 3
+
+
+def test_requests_are_listed_newest_first(counter: Component, store: EventStore, gate: str) -> None:
+    with counter("mine", store=store) as instance:
+        for number in range(3):
+            instance.run("note", {"what": number})
+        instance.flush_update("note")
+        instance.run("note", {"what": 3, "gate": gate})
+        instance.run("add", {"by": 1})
+        found = instance.requests(limit=2)
+
+        assert [one.name for one in found] == ["add/keep", "note/note", "note/note", "note/note"]
+        assert [one.outcome.is_open for one in found] == [True, True, False, False]
+        gates[gate].set()
+        instance.flush_update("add")
+        assert {one.state for one in instance.requests()} == {"applied"}
+
+
+def test_a_discarded_request_says_why(store: EventStore, gate: str) -> None:
+    component = Component("Discards")
+
+    @component.update("go", DiscardPolicy.NUM_NEW_UPDATES, 1)
+    def go(state: Any, props: Any) -> Any:
+        gates[gate].wait(DEADLINE_S)
+        return Diff().append("log", props["n"])
+
+    with component("mine", store=store) as instance:
+        first = instance.submit("go", {"n": 0})
+        eventually(lambda: first.updates[0].state == "running")
+        submissions = [first, *(instance.submit("go", {"n": number}) for number in (1, 2, 3))]
+        assert [one.updates[0].state for one in submissions[1:]] == ["pending"] * 3
+        gates[gate].set()
+        outcomes = [submission.wait(DEADLINE_S)[0] for submission in submissions]
+
+        states = [outcome.state for outcome in outcomes]
+        assert states == ["applied", "discarded", "discarded", "applied"]
+        assert outcomes[1].reason == "num_new_updates"
+        assert instance.read_state("log") == [0, 3]
+
+
+def test_a_flush_is_not_discarded_whatever_the_policy(store: EventStore) -> None:
+    component = Component("Keeps")
+    component.update("go", DiscardPolicy.SECONDS, 0.001, name="go")(
+        lambda state, props: Diff().increment("count")
+    )
+
+    with component("mine", store=store) as instance:
+        for _ in range(3):
+            instance.run("go", flush_update=True)
+
+        assert instance.read_state("count") == 3
+
+
+def test_a_delayed_update_runs_when_it_is_due(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance:
+        later = instance.submit("note", {"what": "later"}, delay_s=0.2)
+        instance.run("note", {"what": "now"})
+        instance.flush_update("note", DEADLINE_S)
+        assert instance.read_state("log") == ["now"], "a flush does not wait for what is delayed"
+        later.wait(DEADLINE_S)
+
+        assert instance.read_state("log") == ["now", "later"]
+
+
+def test_a_flush_reports_the_failures_that_it_waited_for(
+    counter: Component, store: EventStore, gate: str
+) -> None:
+    counter.update("boom", name="boom")(lambda state, props: state["missing"])
+
+    with counter("mine", store=store) as instance:
+        instance.run("note", {"what": 1, "gate": gate})
+        instance.run("boom")
+        threading.Timer(0.05, gates[gate].set).start()
+
+        with pytest.raises(UpdateFailed, match="boom/boom"):
+            instance.flush_update("boom")
+
+
+def test_a_flush_waits_for_an_update_that_another_process_runs(
+    counter: Component, open_store: Callable[[], EventStore], gate: str
+) -> None:
+    with (
+        counter("mine", store=open_store()) as one,
+        counter("mine", store=open_store()) as other,
+    ):
+        one.run("note", {"what": 1, "gate": gate})
+        threading.Timer(0.1, gates[gate].set).start()
+        other.flush_update("note", DEADLINE_S)
+
+        assert other.read_state("log") == [1]
+
+
+def test_a_service_can_ask_for_an_update_by_name(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance:
+        app = store.app("Counter")
+        app.request("mine", "keep", {"_serve_result": 8}).result()
+        instance.flush_update("add")
+        app.request("mine", "note/note", {"what": "hello"}).result()
+        instance.flush_update("note")
+
+        assert instance.read_state("count") == 8
+        assert instance.read_state("log") == ["hello"]
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_shutting_down_twice_is_harmless(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance:
+        instance.shutdown()
+        instance.close()
+    instance.shutdown(wait_for_logging_threads=True)
+
+    assert not instance.running
+
+
+def test_an_instance_that_is_shut_down_says_so(counter: Component, store: EventStore) -> None:
+    instance = counter("mine", store=store)
+    instance.shutdown()
+
+    for call in (
+        lambda: instance.run("add", {"by": 1}),
+        lambda: instance.read_state("count"),
+        lambda: instance.write_state({"count": 1}),
+        lambda: instance.get_version(),
+        lambda: instance.flush_update("add"),
+        lambda: instance.requests(),
+        lambda: instance.gen("add"),
+    ):
+        with pytest.raises(RuntimeError, match="Counter__mine is shut down"):
+            call()
+
+
+def test_flush_on_exit_waits_for_what_was_run(counter: Component, store: EventStore) -> None:
+    with counter("mine", flush_on_exit=True, store=store) as instance:
+        for number in range(5):
+            instance.run("note", {"what": number})
+
+    assert store.app("Counter").get("mine", "log") == list(range(5))
+
+
+def test_what_is_left_pending_is_run_by_the_next_who_opens_the_component(
+    counter: Component, open_store: Callable[[], EventStore]
+) -> None:
+    with counter("mine", disable_update_task=True, store=open_store()) as instance:
+        for number in range(5):
+            instance.submit("note", {"what": number})
+    app = open_store().app("Counter")
+
+    with counter("quite another", store=open_store()):
+        eventually(lambda: len(app.get("mine", "log", fresh=True)) == 5)
+
+    assert app.get("mine", "log", fresh=True) == list(range(5))
+
+
+def test_an_instance_that_nobody_holds_is_let_go(counter: Component, store: EventStore) -> None:
+    def open_and_shut() -> weakref.ref[ComponentInstance]:
+        with counter("mine", store=store) as instance:
+            return weakref.ref(instance)
+
+    gone = open_and_shut()
+    gc.collect()
+
+    assert gone() is None
+
+
+def test_instances_have_no_threads_of_their_own(counter: Component, store: EventStore) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(counter("first", store=store)).run("add", {"by": 1}, flush_update=True)
+        before = threading.active_count()
+        for number in range(50):
+            instance = stack.enter_context(counter(f"i-{number}", store=store))
+            instance.run("add", {"by": 1}, flush_update=True)
+
+        assert threading.active_count() - before <= 16, "the runner's own, which are bounded"
+
+
+def test_nothing_but_the_instance_is_in_the_history(counter: Component, store: EventStore) -> None:
+    with counter("mine", store=store) as instance:
+        instance.run("add", {"by": 1}, flush_update=True)
+        instance.run("add", {"by": 1}, flush_update=True)
+
+    kinds = [(entry.event.kind, entry.event.name) for entry in store.app("Counter").history("mine")]
+    assert kinds[:2] == [(Kind.DIFF, "init_state"), (Kind.REQUEST, "add/keep")]
+    assert kinds[-2:] == [(Kind.REQUEST, "add/keep"), (Kind.DIFF, "add/keep")]
+
+
+# --- the stores that instances share -------------------------------------------------------------
+
+
+def test_instances_of_one_url_share_a_store_and_the_last_one_closes_it(
+    counter: Component, tmp_path: Path
+) -> None:
+    url = tmp_path / "log"
+    with counter("a", url=url), counter("b", url=url):
+        shared = take(url)
+        assert shared.apps() == ["Counter"]
+        give_back(shared)
+        assert shared.apps() == ["Counter"], "two others use it"
+
+    with pytest.raises(Exception, match="closed"):
+        shared.apps()
+
+
+def test_the_default_store_is_that_of_the_environment(
+    counter: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENTSTORE_URL", str(tmp_path / "elsewhere"))
+
+    with counter("mine"):
+        pass
+
+    with EventStore(tmp_path / "elsewhere") as store:
+        assert list(store.app("Counter").instances()) == ["mine"]
+
+
+def test_what_a_memory_log_has_outlives_its_instances(counter: Component) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    with counter("mine", url=url) as instance:
+        instance.run("add", {"by": 3}, flush_update=True)
+
+    with counter("mine", url=url) as instance:
+        assert instance.read_state("count") == 3
