@@ -70,6 +70,63 @@ class _Encoded:
         return None
 
 
+#: Operations on a whole field that leave it what it is, where they fit.
+_KEEP_SHAPE: Final = frozenset({"append", "extend", "append_text", "increment", "merge_into"})
+
+
+class _After:
+    """A source with diffs put on top: of each field, the operations since it was last set whole."""
+
+    __slots__ = ("_base", "_operations")
+
+    def __init__(self, source: Source, diff: Diff) -> None:
+        self._base: Source = source
+        operations: dict[str, list[list[Any]]] = {}
+        if isinstance(source, _After):
+            self._base, operations = source._base, source._operations.copy()
+        for operation in diff.to_json():
+            target = operation[1]
+            name = target if isinstance(target, str) else target[0]
+            if name == target and operation[0] in ("set", "delete"):
+                operations[name] = [operation]
+            else:
+                operations[name] = [*operations.get(name, ()), operation]
+        self._operations = operations
+
+    def value(self, name: str) -> object:
+        if name not in self._operations:
+            return self._base.value(name)
+        value = self.json(name)
+        return value if value is ABSENT else values.from_json(value)
+
+    def json(self, name: str) -> Any:
+        operations = self._operations.get(name)
+        if operations is None:
+            return self._base.json(name)
+        code, target = operations[0][:2]
+        is_whole = target == name and code in ("set", "delete")
+        value = ABSENT if is_whole else self._base.json(name)
+        for operation in operations:
+            value = apply_operation(value, operation)
+        return value
+
+    def shape(self, name: str) -> int:
+        operations = self._operations.get(name, ())
+        if all(operation[0] in _KEEP_SHAPE and operation[1] == name for operation in operations):
+            shape = self._base.shape(name)  # without loading a large value
+            if shape != Shape.ABSENT or not operations:
+                return shape
+        return shape_of(self.json(name))
+
+    def changed_at(self, name: str) -> int | None:
+        return None if name in self._operations else self._base.changed_at(name)
+
+    def names(self) -> Iterable[str]:
+        changed = self._operations
+        names = [name for name in self._base.names() if name not in changed]
+        return names + [name for name in changed if self.json(name) is not ABSENT]
+
+
 #: What an operation must find, if the field is there at all.
 _WANTED: Final = {"append": Shape.LIST, "extend": Shape.LIST, "increment": Shape.NUMBER}
 
@@ -343,16 +400,14 @@ class State(Mapping[str, Any]):
         return self._with(Diff(dict(other)))
 
     def after(self, diff: Diff) -> State:
-        """Return this state after a diff of which it is known that it fits: nothing is read."""
-        return self._with(diff)
+        """Return the state that this one becomes when a diff that is known to fit counts.
 
-    def unread(self) -> State:
-        """Return this state as if nothing had been read from it: no values shared, none observed.
-
-        For a row of readers that must not see what one of them did to a value in place.
+        It is a state as if it had been read so: nothing is read from it yet, and `diff` is empty.
+        Whoever is given one in a row of them sees nothing of what another did to a value in place.
         """
         state = State.__new__(State)
-        state._source, state._diff, state._keys = self._source, self._diff, self._keys
+        state._source = _After(self._source, diff) if len(diff) else self._source
+        state._diff, state._keys = self._diff, self._keys
         state._shared, state._memo, state._observed = {}, {}, set()
         state._build = self._build
         state.app, state.instance, state.version = self.app, self.instance, self.version

@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import os
+import secrets
 import threading
 import time
 import weakref
@@ -58,7 +60,7 @@ from processors.relay import Relays, RelayStatus
 from processors.results import LiveStates, handler_state, has_hooks
 from processors.runner import answers, discards
 from processors.runner.clock import LogClock
-from processors.runner.handling import Run, new_session, sure_entry
+from processors.runner.handling import Run, sure_entry
 from processors.runner.lanes import Lane, Session, Waiting
 from processors.runner.loop import shared_loop
 from processors.runner.workers import (
@@ -176,6 +178,8 @@ class Runner:
         self._wants_triggers = triggers
         self._unknown_wait_s = unknown_wait_s
         self._on_event = on_event
+        self._chains = secrets.token_urlsafe(9)
+        self._chain_numbers = itertools.count()
         self._live = LiveStates.share(store, component)
         self._has_hooks = has_hooks(component)
         self._clock = LogClock()
@@ -951,14 +955,14 @@ class Runner:
         session = lane.session
         if one.parts:
             accepted = self.processing.parts(lane.instance, one.sequence)
-            session = new_session(self.processing, lane.instance)
+            session = self._new_session(lane.instance)
             if accepted and accepted[0].event.guard is not None:
                 # It starts where its first run started, so that it comes by the same effects.
                 base = accepted[0].event.guard.base
                 session.base = base
                 session.state = self.processing.state_at(lane.instance, base)
         elif session is None or (renew and not lane.in_flight):
-            session = new_session(self.processing, lane.instance)
+            session = self._new_session(lane.instance)
         elif renew and lane.accepted_version > session.base:
             # What counts already is read anew, with what others wrote; the rest is put on top.
             with self._mutex:
@@ -971,14 +975,18 @@ class Runner:
         lane.session, lane.chain = session, session.chain
         return session
 
+    def _new_session(self, instance: str) -> Session:
+        """Begin a row of answers on the newest state that the view has."""
+        state = self.processing.state(instance)
+        assert state.version is not None
+        # As good as a random name for each, and much cheaper.
+        chain = f"{self._chains}-{next(self._chain_numbers):x}"
+        return Session(chain, state.version, state.generation, state)
+
     # --- running it -------------------------------------------------------------------------------
 
     def _given(self, run: Run) -> Any:
-        state = run.session.state
-        if not has_hooks(self.component):
-            # Each handler reads values of its own: one that changes them in place harms nobody.
-            run.session.state = state = state.unread()
-        return handler_state(self.component, state, self._live)
+        return handler_state(self.component, run.session.state, self._live)
 
     def _run_here(self, run: Run) -> bool:
         """Run a plain update in this thread; True if it took so long that it lost its lane."""
@@ -1277,8 +1285,8 @@ class Runner:
             self._raised(run, error)
             return
         session.index += 1
-        if len(diff):
-            session.state = session.state.after(diff)
+        # Each handler reads values of its own: one that changes them in place harms nobody.
+        session.state = session.state.after(diff)
         if lane.given_up:
             with self._mutex:
                 lane.given_up.discard(one.name)

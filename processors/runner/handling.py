@@ -6,7 +6,6 @@ the result.
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -24,17 +23,10 @@ from processors.results import diff_of
 from processors.runner import answers
 from processors.runner.lanes import Lane, Session, Waiting
 
-__all__ = ["LogCalls", "Run", "new_session", "sure_entry"]
+__all__ = ["LogCalls", "Run", "sure_entry"]
 
 #: How long one append of a run may take before the handler hears of it.
 _APPEND_TIMEOUT_S: Final = 60.0
-
-
-def new_session(processing: Processing, instance: str) -> Session:
-    """Begin a row of answers on the newest state that the view has."""
-    state = processing.state(instance)
-    assert state.version is not None
-    return Session(secrets.token_urlsafe(9), state.version, state.generation, state)
 
 
 def sure_entry(processing: Processing, instance: str, event: Event) -> Entry:

@@ -37,6 +37,9 @@ class CountingSource:
     def names(self) -> Iterable[str]:
         return self._fields
 
+    def changed_at(self, name: str) -> int | None:
+        return None
+
 
 def read_from(source: CountingSource) -> State:
     position = Position("log", {0: 7})
@@ -357,3 +360,44 @@ def test_repr_tells_where_the_state_is_from_and_cuts_long_values(state: State) -
 def test_a_state_without_a_type_has_no_data(state: State) -> None:
     with pytest.raises(TypeError, match="state_type"):
         _ = state.data
+
+
+# --- after ----------------------------------------------------------------------------------------
+
+
+def test_a_state_after_diffs_reads_as_if_they_had_been_folded() -> None:
+    state = State({"n": 1, "items": [1], "gone": 1, "text": "a", "tree": {"x": {"y": 1}}})
+
+    after = state.after(Diff({"n": 2}).append("items", 2).delete("gone"))
+    after = after.after(Diff().append("items", 3).append_text("text", "b").set(("tree", "x"), 5))
+    after = after.after(Diff({"new": [1]}).increment("n", 3)).after(Diff())
+
+    assert dict(after) == {
+        "n": 5,
+        "items": [1, 2, 3],
+        "text": "ab",
+        "tree": {"x": 5},
+        "new": [1],
+    }
+    assert len(after.diff) == 0
+    assert dict(state)["items"] == [1]
+
+
+def test_what_a_reader_of_a_state_after_a_diff_does_to_a_value_stays_with_it() -> None:
+    first = State({"items": [1]}).after(Diff({"fresh": [0]}))
+    first["items"].append(99)
+    first["fresh"].append(99)
+
+    second = first.after(Diff())
+
+    assert (second["items"], second["fresh"]) == ([1], [0])
+    assert second.observed == {"items", "fresh"}
+
+
+def test_a_diff_made_from_a_state_after_another_has_only_its_own_operations() -> None:
+    after = State({"n": 1}).after(Diff({"n": 2}))
+
+    assert after.increment(n=1).diff.to_json() == [["increment", "n", 1]]
+    assert after.append(items=1).diff.to_json() == [["append", "items", 1]]
+    with pytest.raises(InvalidDiff, match="it is"):
+        after.append(n=1)
