@@ -162,6 +162,7 @@ def complete_app(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Return the names of apps that begin so, for a shell."""
+    """Return the names of apps that begin so, for a shell."""
     from click.shell_completion import CompletionItem
 
     from eventstore.config import Config

@@ -1,0 +1,332 @@
+"""Daemon: a process of runners. Starts them, tells what they do, and stops them in good order.
+
+Which update runs when is the runners' business, and which shards a runner has the log's. Here are
+the life of the process (signals, deadlines, `--once`), its log lines and its notices. The shell's
+side of it is in cli/running.py, the health port in health.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Literal
+
+from eventstore import EventStore, EventStoreError, ReadTimeout
+from processors.component import Component
+from processors.logs import say
+from processors.notices import Board, Notice, Publisher, different_code
+from processors.runner import Runner
+
+__all__ = [
+    "EXIT_CUT_OFF",
+    "EXIT_DONE",
+    "EXIT_FAILED",
+    "EXIT_STOPPED",
+    "Daemon",
+    "stopped_by_signals",
+]
+
+EXIT_DONE: Final = 0
+#: `once`: an update has failed. Else: the log or a view cannot be used.
+EXIT_FAILED: Final = 1
+#: The deadline of a stop passed while updates were running; they stay pending.
+EXIT_CUT_OFF: Final = 5
+#: A second signal; as a shell reports a process that SIGINT has ended.
+EXIT_STOPPED: Final = 130
+
+#: How often the runners are looked at: the delay of a notice, and of lines that count something.
+_TICK_S: Final = 1.0
+#: How long one look at the log may take when somebody asks for the health.
+_PROBE_S: Final = 2.0
+#: A daemon whose own loop stood still for so long is not in good health.
+_STANDS_STILL_S: Final = 30.0
+
+Wish = Literal["stop", "stop now", "drained", "failed", "stopped", "cut off"]
+
+
+class Daemon:
+    """The runners of some components on one store. `run` returns when they have stopped."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        components: Sequence[Component],
+        *,
+        once: bool = False,
+        stop_timeout_s: float = 30.0,
+        runner_of: Callable[..., Runner] = Runner,
+        **options: Any,
+    ) -> None:
+        """Prepare a runner for each component; `options` are those of Runner.
+
+        Args:
+            store: where the components' apps are.
+            components: whose updates to run.
+            once: stop by itself when nothing is pending that could be run.
+            stop_timeout_s: how long running updates may take to end after `stop`.
+            runner_of: makes a runner; for tests.
+            options: as for Runner.
+        """
+        self.store = store
+        self.components = list(components)
+        self._once = once
+        self._stop_timeout_s = stop_timeout_s
+        # SimpleQueue, because its put may interrupt its own get: signals come at any moment.
+        self._wishes: SimpleQueue[Wish] = SimpleQueue()
+        self._discards = {component.name: Counter[str]() for component in components}
+        self._shards: dict[str, frozenset[int]] = {}
+        #: Guards `_discards` and `_shards`, which runners' threads change.
+        self._mutex = threading.Lock()
+        self._looked_s = time.monotonic()
+        self._is_stopping = False
+        self._said: set[tuple[str, ...]] = set()
+        self.runners: list[Runner] = [
+            runner_of(store, component, on_event=self._teller(component.name), **options)
+            for component in components
+        ]
+        self._publishers: list[Publisher] = []
+
+    # --- living -----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run until `stop`, or until all is drained; return the exit code.
+
+        Raises:
+            EventStoreError: the log or a view cannot be used; what was started is stopped.
+        """
+        try:
+            self._start()
+            if self._once:
+                self._in_thread("drain", self._drain)
+            return self._live()
+        finally:
+            self._is_stopping = True
+            for runner in self.runners:
+                runner.stop_now()  # does nothing to one that has stopped
+            for publisher in self._publishers:
+                publisher.close()
+
+    def _start(self) -> None:
+        apps = set(self.store.apps())
+        for runner in self.runners:
+            component = runner.component
+            say(
+                "start",
+                app=component.name,
+                updates=list(component.updates),
+                store=self.store.url,
+            )
+            if component.name not in apps and not self._once:
+                say("waiting", app=component.name, why="nobody has appended to it yet")
+            runner.start()
+            board = Board.of(self.store, component.name)
+            self._publishers.append(Publisher(board, component, runner))
+        self._tick()
+
+    def _live(self) -> int:
+        """Wait for wishes, and look at the runners meanwhile."""
+        while True:
+            try:
+                wish = self._wishes.get(timeout=_TICK_S)
+            except Empty:
+                self._tick()
+                continue
+            if wish in ("stop", "drained"):
+                self._begin_to_stop()
+            elif wish == "stop now":
+                say("stopped", logging.WARNING, why="a second signal", running=self._running())
+                return EXIT_STOPPED
+            elif wish == "failed":
+                return EXIT_FAILED
+            else:
+                self._tick()
+                return self._end(wish)
+
+    def _end(self, wish: Wish) -> int:
+        if wish == "cut off":
+            say(
+                "stopped",
+                logging.WARNING,
+                why=f"updates still ran after {self._stop_timeout_s:g} s; they stay pending",
+                running=self._running(),
+            )
+            return EXIT_CUT_OFF
+        totals = [runner.snapshot() for runner in self.runners]
+        failed = sum(total.failed for total in totals)
+        say(
+            "stopped",
+            applied=sum(total.applied for total in totals),
+            discarded=sum(total.discarded for total in totals),
+            failed=failed,
+            pending=sum(total.waiting for total in totals),
+        )
+        return EXIT_FAILED if self._once and failed else EXIT_DONE
+
+    def stop(self) -> None:
+        """Stop taking updates, let those that run end, and then end; at once when asked again.
+
+        May be called from a signal handler, and from any thread.
+        """
+        self._wishes.put("stop now" if self._is_stopping else "stop")
+        self._is_stopping = True
+
+    def _begin_to_stop(self) -> None:
+        self._is_stopping = True
+        say("stopping", running=self._running(), seconds_max=self._stop_timeout_s)
+        self._in_thread("stop", self._stop_runners)
+
+    def _stop_runners(self) -> None:
+        """Stop all runners at the same time, so that they share one deadline."""
+        ended: list[bool] = []
+        threads = [
+            threading.Thread(
+                target=lambda one: ended.append(one.stop(self._stop_timeout_s)),
+                args=(runner,),
+                name=f"processors-stop-{runner.component.name}",
+                daemon=True,
+            )
+            for runner in self.runners
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self._wishes.put("stopped" if len(ended) == len(threads) and all(ended) else "cut off")
+
+    def _drain(self) -> None:
+        """Wait until no runner has anything to run: one may have made work for another."""
+        try:
+            drained = False
+            while not drained and not self._is_stopping:
+                before = self._totals()
+                for runner in self.runners:
+                    while not self._is_stopping and not runner.drain(_TICK_S):
+                        pass
+                drained = self._totals() == before or len(self.runners) == 1
+        except EventStoreError as error:
+            say("failed", logging.ERROR, why=str(error))
+            self._wishes.put("failed")
+        else:
+            if not self._is_stopping:
+                self._wishes.put("drained")
+
+    def _totals(self) -> list[tuple[int, int, int]]:
+        totals = [runner.snapshot() for runner in self.runners]
+        return [(total.applied, total.discarded, total.failed) for total in totals]
+
+    def _in_thread(self, name: str, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, name=f"processors-{name}", daemon=True).start()
+
+    # --- telling ----------------------------------------------------------------------------------
+
+    def _teller(self, app: str) -> Callable[[str, dict[str, Any]], None]:
+        def tell(event: str, facts: dict[str, Any]) -> None:
+            if event == "shards":
+                self._say_shards(app, facts["shards"])
+            elif event == "failed":
+                say("failed", logging.ERROR, app=app, **facts)
+            elif event == "discarded":
+                # Of a burst one line, with how many: see _tick.
+                with self._mutex:
+                    self._discards[app][str(facts.get("update", ""))] += 1
+
+        return tell
+
+    def _tick(self) -> None:
+        """Say what is new, and write the notices."""
+        for publisher in self._publishers:
+            try:
+                notice = publisher.tick()
+            except (OSError, EventStoreError) as error:
+                self._say_once("notice", publisher.notice.app, why=str(error))
+                continue
+            for name in notice.unknown:
+                self._say_once("unknown update", notice.app, update=name)
+            self._warn_of_different_code(notice)
+        with self._mutex:
+            discards = [(app, Counter(found)) for app, found in self._discards.items() if found]
+            for app, _ in discards:
+                self._discards[app].clear()
+        for app, found in discards:
+            for update, count in found.items():
+                say("discarded", app=app, update=update, count=count)
+        self._looked_s = time.monotonic()
+
+    def _say_shards(self, app: str, shards: Sequence[int]) -> None:
+        """Say which shards a runner was given or has given up; called by the log's thread."""
+        with self._mutex:
+            before, self._shards[app] = self._shards.get(app, frozenset()), frozenset(shards)
+        gained, lost = self._shards[app] - before, before - self._shards[app]
+        if gained or lost:
+            say("shards", app=app, gained=sorted(gained), lost=sorted(lost), now=len(shards))
+
+    def _warn_of_different_code(self, own: Notice) -> None:
+        others = [one for one in Board.of(self.store, own.app).read() if one.id != own.id]
+        for other in others:
+            for name, _, _ in different_code((own, other)):
+                self._say_once(
+                    "different code",
+                    own.app,
+                    update=name,
+                    owner=own.owner,
+                    other=other.owner,
+                    why="two processes run this update with different code; which of them runs a"
+                    " request is a matter of luck until one is stopped",
+                )
+
+    def _say_once(self, event: str, app: str, **facts: str) -> None:
+        if (event, app, *facts.values()) not in self._said:
+            self._said.add((event, app, *facts.values()))
+            say(event, logging.WARNING, app=app, **facts)
+
+    def _running(self) -> list[str]:
+        return [
+            f"{runner.component.name}/{one.instance} {one.name}"
+            for runner in self.runners
+            for one in runner.snapshot().running
+        ]
+
+    # --- being asked ------------------------------------------------------------------------------
+
+    def notices(self) -> list[Notice]:
+        """Return what each runner did when it was last looked at."""
+        return [publisher.notice for publisher in self._publishers]
+
+    def faults(self) -> list[str]:
+        """Return why this daemon is not in good health; nothing while it is.
+
+        A runner that has no shards waits for them in good health, and so does one whose view
+        still folds what it has missed.
+        """
+        found = ["it is stopping"] if self._is_stopping else []
+        still_s = time.monotonic() - self._looked_s
+        if still_s > _STANDS_STILL_S:
+            found.append(f"its main loop has stood still for {still_s:.0f} s")
+        for runner in self.runners:
+            try:
+                runner.processing.catch_up(_PROBE_S)
+            except ReadTimeout:
+                continue
+            except EventStoreError as error:
+                found.append(f"{runner.component.name}: {error}")
+        return found
+
+
+@contextmanager
+def stopped_by_signals(daemon: Daemon) -> Iterator[None]:
+    """Let SIGTERM and SIGINT stop a daemon; must be entered in the main thread."""
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+    for kind in kinds:
+        signal.signal(kind, lambda *_: daemon.stop())
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
