@@ -81,7 +81,7 @@ class _After:
 
     def __init__(self, source: Source, diff: Diff) -> None:
         self._base: Source = source
-        operations: dict[str, list[list[Any]]] = {}
+        operations = {}
         if isinstance(source, _After):
             self._base, operations = source._base, source._operations.copy()
         for operation in diff.to_json():
@@ -91,7 +91,7 @@ class _After:
                 operations[name] = [operation]
             else:
                 operations[name] = [*operations.get(name, ()), operation]
-        self._operations = operations
+        self._operations: dict[str, list[list[Any]]] = operations
 
     def value(self, name: str) -> object:
         if name not in self._operations:
