@@ -60,11 +60,11 @@ def is_gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    stat = Path(f"/proc/{pid}/stat")
     try:
-        return stat.read_text().rpartition(")")[2].split()[0] == "Z"
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return not stat.parent.parent.exists() or not stat.exists()
+        return Path("/proc/self").exists()  # it has ended meanwhile
+    return facts.rpartition(")")[2].split()[0] == "Z"
 
 
 # --- what goes well ------------------------------------------------------------------------------
