@@ -339,6 +339,7 @@ def test_closing_ends_a_running_handler_and_says_so() -> None:
         workers.run(task("nothing"), Parent())
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_leaves_the_children_to_its_parent(workers: Workers) -> None:
     workers.run(task("nothing"), Parent())
 
