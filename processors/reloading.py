@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from processors.logs import say
 
 __all__ = ["is_reloaded", "run_reloaded", "stop_with_parent", "tell_files"]
 
-#: Where the child writes which files it has loaded, one a line.
+#: Where the child writes which files it has loaded, and how old they were then, one a line.
 _FILES_VARIABLE: Final = "FOLDLOG_RELOAD_FILES"
 _LOOK_S: Final = 1.0
 #: What a child gets beyond its own deadline before it is killed.
@@ -39,7 +39,8 @@ def tell_files(files: Iterable[Path]) -> None:
     place = os.environ.get(_FILES_VARIABLE)
     if place:
         new = Path(f"{place}.new")
-        new.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
+        lines = (f"{_time_ns(file)} {file}\n" for file in files)
+        new.write_text("".join(lines), encoding="utf-8")
         new.replace(place)
 
 
@@ -75,7 +76,8 @@ def run_reloaded(arguments: Sequence[str], stop_timeout_s: float) -> int:
 def _run_once(
     arguments: Sequence[str], files: Path, signals: SimpleQueue[int], stop_timeout_s: float
 ) -> int | None:
-    """Run one child; None when it, or its end, was followed by a change of its files."""
+    """Run one child; None when its files changed, while it ran or since it ended."""
+    files.unlink(missing_ok=True)
     child = subprocess.Popen(
         [sys.executable, "-m", "processors", *arguments],
         stdin=subprocess.PIPE,
@@ -83,7 +85,6 @@ def _run_once(
         process_group=0 if os.name == "posix" else None,
     )
     try:
-        seen = _times(files)
         is_ended = False
         while True:
             try:
@@ -93,33 +94,34 @@ def _run_once(
             else:
                 return _await_end(child, signals, stop_timeout_s)
             if not is_ended and child.poll() is not None:
-                if child.returncode == 0:
-                    return 0
+                if child.returncode == 0 or not files.exists():
+                    return child.returncode
                 is_ended = True
                 say("ended", code=child.returncode, next="waiting for a change of its files")
-            now = _times(files)
-            changed = [path for path, time_ns in now.items() if seen.get(path, time_ns) != time_ns]
+            changed = _changed(files)
             if changed:
-                say("reload", changed=[Path(path).name for path in changed])
+                say("reload", changed=changed)
                 return None
-            seen = now
     finally:
         _end(child, stop_timeout_s)
 
 
-def _times(files: Path) -> Mapping[str, int]:
-    """Return when each file that the child has named was last changed; 0 for one that is gone."""
+def _changed(files: Path) -> list[str]:
+    """Return the names of the files that are not as they were when the child loaded them."""
     try:
-        names = files.read_text(encoding="utf-8").splitlines()
+        lines = files.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return {}
-    found = {}
-    for name in names:
-        try:
-            found[name] = os.stat(name).st_mtime_ns
-        except OSError:
-            found[name] = 0
-    return found
+        return []  # it has not told yet
+    told = (line.partition(" ") for line in lines)
+    return [Path(name).name for time, _, name in told if _time_ns(Path(name)) != int(time)]
+
+
+def _time_ns(file: Path) -> int:
+    """Return when a file was last changed; 0 of one that is gone."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _await_end(
