@@ -124,7 +124,9 @@ class Notice:
 
     def as_json(self) -> dict[str, Any]:
         """Return the facts as they are written."""
-        return asdict(self)
+        offsets = self.offsets
+        shown = None if offsets is None else {str(p): offset for p, offset in offsets.items()}
+        return {**asdict(self), "offsets": shown}
 
     @property
     def owner(self) -> str:
@@ -233,7 +235,7 @@ class Publisher:
         if self._life is not None and self._life.held and self.notice != self._written:
             path = self._life.path.with_suffix(".json")
             new = path.with_suffix(".new")
-            new.write_bytes(orjson.dumps(self.notice, option=orjson.OPT_NON_STR_KEYS))
+            new.write_bytes(orjson.dumps(self.notice.as_json()))
             new.replace(path)
             self._written = self.notice
         return self.notice

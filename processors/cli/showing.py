@@ -11,6 +11,7 @@ import click
 
 from eventstore.cli.output import (
     Cell,
+    cut,
     json_text,
     local_time,
     plain,
@@ -348,7 +349,7 @@ def list_failures(
                 write_json(_failure_json(processing, entry))
         elif traceback:
             for processing, entry in rows:
-                _write_traceback(_failure_json(processing, entry))
+                _write_traceback(processing, entry)
         else:
             columns = [
                 Cell("app"), Cell("instance", flexible=True), Cell("request", right=True),
@@ -425,15 +426,16 @@ def _failure_json(processing: Processing, entry: Entry) -> dict[str, Any]:
     return present(shown)
 
 
-def _write_traceback(facts: dict[str, Any]) -> None:
-    import orjson
+def _write_traceback(processing: Processing, entry: Entry) -> None:
+    from processors.failures import cause_of
 
-    head = f"{facts['app']}/{facts['instance']} request {facts['request']} {facts['update']}"
+    facts, cause = _facts(entry), cause_of(entry)
+    head = f"{processing.name}/{entry.instance} request {cause} {entry.event.name}"
     click.echo(click.style(plain(head), bold=True))
-    props = json_text(orjson.loads(facts["props"].contents)) if "props" in facts else ""
     click.echo(plain(f"{facts.get('reason', '')} after {facts.get('attempts', 1)} attempt(s)"))
-    if props:
-        click.echo(f"props {plain(props)}")
+    request = processing.entry(entry.instance, cause)
+    if request is not None and request.event.body:
+        click.echo(plain(f"props {cut(request.event.body.decode())}"))
     text = str(facts.get("traceback") or facts.get("message") or "")
     for line in text.rstrip().splitlines():
         click.echo(plain(line))

@@ -1,0 +1,493 @@
+"""The command `processors` as a shell sees it: what it runs, shows and decides, and its exit codes.
+
+Most tests run the command in this process (click's CliRunner), `run --once` included; daemons that
+live on are in tests/fault/test_daemon.py. Each test has a folder and a module of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from eventstore import Discard, EventStore
+from eventstore.processing import Processing
+from processors.cli import processors
+from processors.cli.loading import load_component
+from processors.component import Component
+from processors.daemon import Daemon
+from processors.failures import discard_failure, open_failures, retry_failure
+from processors.logs import written_logs
+from processors.notices import Board, Notice, Publisher, code_digest
+from processors.runner import Runner
+from processors.status import status_of
+
+Run = Callable[..., Result]
+
+SOURCE = """
+from processors import Component
+
+cart = Component("cart")
+empty = Component("empty")
+number = 3
+
+@cart.serve("add")
+def look(state, props):
+    return state.get("n", 0)
+
+@cart.update("add")
+def keep(state, props):
+    if props.get("bad"):
+        raise ValueError(f"cannot keep {props['by']}")
+    return {"n": state.get("n", 0) + props["by"]}
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module with a component, in the current folder."""
+    name = f"shop_{uuid.uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `processors ...` on the folder, in this process."""
+    monkeypatch.setenv("EVENTSTORE_URL", str(folder))
+    return lambda *arguments: CliRunner().invoke(processors, arguments)
+
+
+def answers(result: Result) -> list[Any]:
+    """The lines of a JSON answer."""
+    assert result.exit_code in (0, 1), result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def request(folder: Path, *propses: dict[str, object], instance: str = "u-1") -> None:
+    with EventStore(folder) as store:
+        for props in propses:
+            store.app("cart").request(instance, "add/keep", props)
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+def test_once_runs_what_is_pending_and_ends_well(run: Run, folder: Path, module: str) -> None:
+    request(folder, {"by": 1}, {"by": 2})
+
+    result = run("run", f"{module}:cart", "--once")
+
+    assert result.exit_code == 0, result.output
+    assert "applied=2" in result.stderr
+    with EventStore(folder) as store:
+        assert store.app("cart").get("u-1") == {"n": 3}
+
+
+def test_once_exits_with_1_when_an_update_failed(run: Run, folder: Path, module: str) -> None:
+    request(folder, {"by": 1, "bad": True}, {"by": 2})
+
+    result = run("run", f"{module}:cart", "--once", "--log-format", "json")
+
+    assert result.exit_code == 1
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    (failed,) = [line for line in lines if line["event"] == "failed"]
+    assert (failed["instance"], failed["message"]) == ("u-1", "cannot keep 1")
+    assert lines[-1]["applied"] == 1
+
+
+def test_once_ends_where_nobody_has_appended_yet(run: Run, module: str) -> None:
+    assert run("run", f"{module}:cart", "--once").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("{module}", "write module:component; its components: {module}:cart, {module}:empty"),
+        ("{module}:crat", "has no 'crat'; perhaps {module}:cart is meant"),
+        ("{module}:number", "this is of type int, not a Component"),
+        ("{module}:empty", "has no updates, so there is nothing to run"),
+        ("{module}.py:cart", "is a file's name; write the module's: {module}:component"),
+        ("{module}x:cart", "Looked for in the current folder ("),
+        ("{module}x:cart", "Perhaps {module} is meant"),
+        (":cart", "write module:component"),
+    ],
+)
+def test_a_component_that_is_not_there_is_wrong_usage_that_teaches(
+    run: Run, folder: Path, module: str, name: str, words: str
+) -> None:
+    result = run("run", name.format(module=module), "--once")
+
+    assert result.exit_code == 2
+    assert words.format(module=module) in result.stderr
+    assert not folder.exists()
+
+
+def test_a_module_that_raises_shows_where_and_nothing_of_ours(
+    run: Run, module: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text("def f():\n    raise RuntimeError('no key')\n\nf()\n")
+
+    result = run("run", f"{module}:cart", "--once")
+
+    assert result.exit_code == 1
+    assert "RuntimeError: no key" in result.stderr
+    assert f'{module}.py", line 4' in result.stderr
+    assert "loading.py" not in result.stderr
+    assert "importlib" not in result.stderr
+
+
+def test_a_module_that_imports_what_is_not_installed_is_told_from_one_that_is_not_there(
+    run: Run, module: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text("import nowhere_to_be_found\n")
+
+    result = run("run", f"{module}:cart", "--once")
+
+    assert "it imports 'nowhere_to_be_found', which is not installed" in result.stderr
+
+
+def test_two_components_of_one_name_are_refused(run: Run, module: str, tmp_path: Path) -> None:
+    with (tmp_path / f"{module}.py").open("a") as file:
+        file.write('\nother = Component("cart")\n@other.update("x")\ndef f(state, props): ...\n')
+
+    result = run("run", f"{module}:cart", f"{module}:other", "--once")
+
+    assert result.exit_code == 2
+    assert "there is a component called cart before it" in result.stderr
+
+
+def test_once_and_reload_contradict_one_another(run: Run, module: str) -> None:
+    assert run("run", f"{module}:cart", "--once", "--reload").exit_code == 2
+
+
+def test_the_help_loads_neither_the_store_nor_rich() -> None:
+    code = (
+        "import sys; from processors.cli import processors\n"
+        "try: processors(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "slow = {'rich', 'orjson', 'pydantic', 'eventstore.store', 'processors.runner'}\n"
+        "print(sorted(slow & set(sys.modules)))"
+    )
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+
+    assert said.stdout.splitlines()[-1] == "[]"
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_listed_with_traceback_and_props(run: Run, folder: Path, module: str) -> None:
+    request(folder, {"by": 1, "bad": True})
+    run("run", f"{module}:cart", "--once")
+
+    (failure,) = answers(run("failures"))
+
+    assert (failure["app"], failure["instance"], failure["request"]) == ("cart", "u-1", 0)
+    assert (failure["update"], failure["reason"], failure["attempts"]) == ("add/keep", "raised", 1)
+    assert failure["props"] == {"by": 1, "bad": True}
+    assert "raise ValueError(f\"cannot keep {props['by']}\")" in failure["traceback"]
+    assert "ValueError: cannot keep 1" in run("failures", "--table").stdout
+    shown = run("failures", "--table", "--traceback").stdout
+    assert "Traceback" in shown
+    assert 'props {"by":1,"bad":true}' in shown
+
+
+def test_a_retry_requests_the_same_again_and_the_failure_is_open_no_more(
+    run: Run, folder: Path, module: str, tmp_path: Path
+) -> None:
+    with EventStore(folder) as store:
+        store.app("cart").request(
+            "u-1", "add/keep", {"by": 5, "bad": True}, discard=Discard.seconds(60)
+        )
+    run("run", f"{module}:cart", "--once")
+
+    (retried,) = answers(run("failures", "retry", "cart", "u-1", "0"))
+
+    assert (retried["failed"], retried["update"]) == (0, "add/keep")
+    assert answers(run("failures")) == []
+    assert [one["open"] for one in answers(run("failures", "--all"))] == [False]
+    with EventStore(folder) as store:
+        again = Processing(store.app("cart")).entry("u-1", retried["request"])
+    assert again is not None
+    assert json.loads(again.event.body) == {"by": 5, "bad": True}
+    assert again.event.request is not None
+    assert again.event.request.retry_of == 0
+    assert again.event.request.discard_after == 60_000
+
+
+def test_a_failure_is_retried_once_however_often_it_is_asked_for(
+    folder: Path, run: Run, module: str
+) -> None:
+    request(folder, {"by": 1, "bad": True})
+    run("run", f"{module}:cart", "--once")
+    with EventStore(folder) as store:
+        processing = Processing(store.app("cart"))
+        (failure,) = list(open_failures(processing))
+
+        first, second = retry_failure(processing, failure), retry_failure(processing, failure)
+
+        assert first.sequence == second.sequence
+        assert [row.request.sequence for row in processing.pending()] == [first.sequence]
+    assert run("failures", "retry", "cart", "u-1", "0").exit_code == 3
+
+
+def test_a_discarded_failure_is_a_note_and_can_be_retried_no_more(
+    folder: Path, run: Run, module: str
+) -> None:
+    request(folder, {"by": 1, "bad": True}, {"by": 2, "bad": True})
+    run("run", f"{module}:cart", "--once")
+
+    run("failures", "discard", "cart", "u-1", "0")
+
+    assert [one["request"] for one in answers(run("failures"))] == [1]
+    with EventStore(folder) as store:
+        app = store.app("cart")
+        (note,) = [one for one in app.history("u-1") if one.event.name == "failure/discarded"]
+        assert json.loads(note.event.body) == {"cause": 0}
+        failure = next(app.failures("u-1"))
+        with pytest.raises(LookupError, match="was discarded"):
+            retry_failure(Processing(app), failure)
+        assert discard_failure(Processing(app), failure).sequence == note.sequence
+
+
+def test_all_failures_of_an_app_or_of_an_update_are_retried_together(
+    folder: Path, run: Run, module: str
+) -> None:
+    for instance in ("u-1", "u-2"):
+        request(folder, {"by": 1, "bad": True}, instance=instance)
+    run("run", f"{module}:cart", "--once")
+
+    assert run("failures", "retry", "cart").exit_code == 2
+    assert run("failures", "retry", "cart", "--update", "other").exit_code == 3
+    retried = answers(run("failures", "retry", "cart", "--all"))
+
+    assert {one["instance"] for one in retried} == {"u-1", "u-2"}
+    assert len(answers(run("pending", "cart"))) == 2
+
+
+@pytest.mark.parametrize("before", [(), ("--json",), ("--limit", "3"), ("--namespace", "foldlog")])
+def test_options_may_stand_before_a_verb(
+    folder: Path, run: Run, module: str, before: tuple[str, ...]
+) -> None:
+    request(folder, {"by": 1})
+    if "--limit" in before:
+        assert answers(run("pending", *before, "cart"))[0]["request"] == 0
+        return
+
+    assert run("pending", *before, "discard", "cart", "u-1", "0").exit_code == 0
+
+
+# --- pending and discards -------------------------------------------------------------------------
+
+
+def test_what_waits_is_listed_for_all_apps_for_one_and_for_an_instance(
+    run: Run, folder: Path
+) -> None:
+    request(folder, {"by": 1}, {"by": 2})
+    request(folder, {"by": 1}, instance="u-2")
+
+    rows = answers(run("pending"))
+
+    assert [(one["instance"], one["request"]) for one in rows] == [
+        ("u-1", 0), ("u-1", 1), ("u-2", 0),
+    ]  # fmt: skip
+    assert {one["state"] for one in rows} == {"pending"}
+    assert len(answers(run("pending", "cart", "u-1"))) == 2
+    assert len(answers(run("pending", "--limit", "1"))) == 1
+
+
+def test_a_request_that_waits_is_discarded_by_an_operator(run: Run, folder: Path) -> None:
+    request(folder, {"by": 1}, {"by": 2})
+
+    (told,) = answers(run("pending", "discard", "cart", "u-1", "0"))
+
+    assert told["discarded"] is True
+    assert [one["request"] for one in answers(run("pending"))] == [1]
+    (discard,) = answers(run("discards", "cart"))
+    assert (discard["request"], discard["reason"]) == (0, "operator")
+    assert run("pending", "discard", "cart", "u-1", "0").exit_code == 3
+
+
+def test_requests_of_an_update_that_is_gone_are_discarded_together(run: Run, folder: Path) -> None:
+    with EventStore(folder) as store:
+        for instance in ("u-1", "u-2"):
+            store.app("cart").request(instance, "gone/away")
+            store.app("cart").request(instance, "add/keep", {"by": 1})
+
+    assert run("pending", "discard", "cart").exit_code == 2
+    told = answers(run("pending", "discard", "cart", "--update", "gone/away"))
+
+    assert [one["instance"] for one in told] == ["u-1", "u-2"]
+    assert {one["update"] for one in answers(run("pending"))} == {"add/keep"}
+
+
+@pytest.mark.parametrize("command", ["pending", "failures", "discards", "status"])
+def test_reading_creates_nothing_and_an_app_that_is_not_there_exits_with_3(
+    run: Run, folder: Path, command: str
+) -> None:
+    assert run(command).exit_code == 0
+    assert run(command, "nothing").exit_code == 3
+    assert not folder.exists()
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(store: EventStore, component: Component) -> Iterator[Publisher]:
+    """A runner of this process, with its notice up."""
+    runner = Runner(store, component).start()
+    publisher = Publisher(Board.of(store, component.name), component, runner)
+    try:
+        assert runner.drain(30)
+        publisher.tick()
+        yield publisher
+    finally:
+        publisher.close()
+        runner.stop()
+
+
+def test_requests_that_nobody_runs_are_a_fault(run: Run, folder: Path) -> None:
+    request(folder, {"by": 1}, {"by": 2})
+
+    result = run("status")
+
+    assert result.exit_code == 1
+    (status,) = answers(result)
+    assert (status["pending"], status["unowned"], status["running"]) == (2, 2, 0)
+    assert len(status["shards_free"]) == status["shards"] == 16
+    assert status["oldest_ms"] >= 0
+    assert "2 request(s) wait, and nobody here runs them" in run("status", "--table").stdout
+
+
+def test_an_owner_is_shown_with_what_it_holds_and_did(run: Run, folder: Path, module: str) -> None:
+    request(folder, {"by": 1}, {"by": 2})
+    with EventStore(folder) as store, running(store, load_component(f"{module}:cart")):
+        (status,) = answers(run("status", "cart"))
+
+    (owner,) = status["owners"]
+    assert status["faults"] == []
+    assert (status["pending"], status["shards_free"], status["lag_events"]) == (0, [], 0)
+    assert owner["shards"] == list(range(16))
+    assert owner["counts"] == {"applied": 2, "discarded": 0, "failed": 0, "conflicts": 0}
+    assert Board(folder / "views" / "runners" / "foldlog.cart").read() == []
+
+
+def test_what_runs_is_named_and_an_age_above_the_bound_is_a_fault(run: Run, folder: Path) -> None:
+    begun, go = threading.Event(), threading.Event()
+    component = Component("cart")
+
+    @component.update("slow")
+    def wait(state: Any, props: Any) -> None:
+        begun.set()
+        go.wait(30)
+
+    with EventStore(folder) as store, running(store, component) as publisher:
+        store.app("cart").request("u-1", "slow/wait")
+        assert begun.wait(30)
+        publisher.tick()
+        (status,) = answers(run("status", "--age-max", "0"))
+        (row,) = answers(run("pending"))
+        codes = run("status").exit_code, run("status", "--age-max", "0").exit_code
+        go.set()
+
+    assert (status["pending"], status["running"]) == (1, 1)
+    assert status["owners"][0]["running"][0]["name"] == "slow/wait"
+    assert row["state"] == "running"
+    assert codes == (0, 1)
+
+
+def test_two_codes_of_one_update_are_a_fault(folder: Path, run: Run, module: str) -> None:
+    request(folder, {"by": 1})
+    other = Component("cart")
+
+    @other.update("add")
+    def keep(state: Any, props: Any) -> None: ...
+
+    with (
+        EventStore(folder) as store,
+        running(store, load_component(f"{module}:cart")) as first,
+        running(store, other) as second,
+    ):
+        first.tick()
+        second.tick()
+        status = status_of(store, "cart")
+
+    assert [name for name, _, _ in status.different_code] == ["add/keep"]
+    assert "run 'add/keep' with different code" in status.faults[-1]
+
+
+def test_the_notice_of_a_process_that_died_is_taken_away(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    left = Notice("1-dead", "cart", 1, "here", 0)
+    (tmp_path / "1-dead.json").write_text(json.dumps(left.as_json()))
+    (tmp_path / "1-dead.lock").touch()
+
+    assert board.read() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_digest_follows_the_code_and_the_policy_and_not_the_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    def digest(source: str) -> str:
+        name = f"code_{uuid.uuid4().hex}"
+        (tmp_path / f"{name}.py").write_text(source)
+        return code_digest(load_component(f"{name}:cart").updates["add/keep"])
+
+    same = digest(SOURCE.replace("    if props", "    # why\n    if   props"))
+
+    assert same == digest(SOURCE)
+    assert digest(SOURCE.replace("+ props", "- props")) != same
+    assert digest(SOURCE.replace('update("add")', 'update("add", timeout_s=1)')) != same
+
+
+def test_a_daemon_that_has_nothing_to_do_says_nothing(
+    folder: Path, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with EventStore(folder) as store, written_logs("text"):
+        daemon = Daemon(store, [load_component(f"{module}:cart")])
+        ended = threading.Thread(target=daemon.run)
+        ended.start()
+        assert daemon.runners[0].drain(30)
+        capsys.readouterr()
+
+        for _ in range(5):
+            daemon._tick()
+
+        said = capsys.readouterr().err
+        daemon.stop()
+        ended.join(30)
+
+    assert said == ""
+
+
+def test_a_graph_is_written_in_each_form(run: Run, module: str) -> None:
+    mermaid = run("graph", f"{module}:cart").stdout
+    graphviz = run("graph", f"{module}:cart", "--format", "graphviz").stdout
+    (data,) = answers(run("graph", f"{module}:cart", "--format", "json"))
+
+    assert mermaid.startswith("flowchart")
+    assert graphviz.startswith("digraph")
+    assert data["name"] == "cart"
