@@ -27,6 +27,8 @@ __all__ = ["Field", "Instance"]
 #: How many events back the original of a duplicate is looked for. A producer that repeats old
 #: events would otherwise make each of them cost the whole history; it is told no original then.
 _SEARCH_EVENTS_MAX: Final = 10_000
+#: Sources of one instance whose last found original is remembered.
+_FOUND_MAX: Final = 1_000
 
 
 class _Keeper(Protocol):
@@ -109,6 +111,7 @@ class Instance:
         "fields_next",
         "floor",
         "fork_parts",
+        "found",
         "generation",
         "iid",
         "keeper",
@@ -135,6 +138,8 @@ class Instance:
         self.keys: dict[str, KeyRow | None] = {}
         self.chains: dict[str, ChainRow | None] = {}
         self.sources: dict[str, tuple[int, int] | None] = {}
+        #: source -> a number of it that came again, and the sequence of its original.
+        self.found: dict[str, tuple[tuple[int, int], int]] = {}
         self.effects: dict[bytes, int | None] = {}
         self.requests: dict[int, Pending] | None = None
         #: lane -> its pending requests in order, the delayed ones left out.
@@ -269,27 +274,52 @@ class Instance:
     # that costs nothing to those who are not refused.
 
     def chained(self, chain: str, chain_index: int) -> int | None:
-        return self._newest(
+        return self._original(
+            chain,
             lambda event: (
                 event.guard is not None
                 and (event.guard.chain, event.guard.chain_index) == (chain, chain_index)
-            )
+            ),
+            range(self.sequence - 1, self._oldest - 1, -1),
         )
 
     def sourced(self, source: str, number: tuple[int, int]) -> int | None:
-        return self._newest(
+        found_number, found = self.found.get(source, ((0, 0), -1))
+        if found < self._oldest or number < found_number:
+            places = range(self.sequence - 1, self._oldest - 1, -1)
+        else:
+            # Who repeats one number repeats those after it, too: they stand behind its original.
+            # Without this each of them would cost the whole search.
+            places = range(found, self.sequence)
+        sequence = self._original(
+            source,
             lambda event: (
                 event.source is not None
                 and (event.source.id, event.source.number) == (source, number)
-            )
+            ),
+            places,
         )
+        if sequence is not None:
+            if len(self.found) >= _FOUND_MAX:
+                self.found.clear()
+            self.found[source] = (number, sequence)
+        return sequence
 
-    def _newest(self, wanted: Callable[[Event], bool]) -> int | None:
-        oldest = max(0, self.sequence - _SEARCH_EVENTS_MAX)
-        for sequence in range(self.sequence - 1, oldest - 1, -1):
+    @property
+    def _oldest(self) -> int:
+        return max(0, self.sequence - _SEARCH_EVENTS_MAX)
+
+    def _original(
+        self, text: str, wanted: Callable[[Event], bool], places: Iterable[int]
+    ) -> int | None:
+        """Return the first of these places with an accepted event that is wanted; it has `text`."""
+        raw = text.encode()
+        for sequence in places:
             row = self.history(sequence)
-            if row[keys.VERDICT_AT] == Verdict.ACCEPTED and wanted(
-                codec.decode_event(event_bytes(row))
+            if (
+                row[keys.VERDICT_AT] == Verdict.ACCEPTED
+                and raw in row  # decoding it costs twenty times as much
+                and wanted(codec.decode_event(event_bytes(row)))
             ):
                 return sequence
         return None
