@@ -42,6 +42,8 @@ EXIT_STOPPED: Final = 130
 
 #: How often the runners are looked at: the delay of a notice, and of lines that count something.
 _TICK_S: Final = 1.0
+#: Lines on failures between two looks; of what goes beyond only the number is told.
+_FAILURE_LINES_MAX: Final = 20
 #: How long one look at the log may take when somebody asks for the health.
 _PROBE_S: Final = 2.0
 #: A daemon whose own loop stood still for so long is not in good health.
@@ -79,9 +81,11 @@ class Daemon:
         self._stop_timeout_s = stop_timeout_s
         # SimpleQueue, because its put may interrupt its own get: signals come at any moment.
         self._wishes: SimpleQueue[Wish] = SimpleQueue()
-        self._discards = {component.name: Counter[str]() for component in components}
+        #: (event, app, update) -> how many there were since the last look.
+        self._bursts: Counter[tuple[str, str, str]] = Counter()
+        self._failures_said = 0
         self._shards: dict[str, frozenset[int]] = {}
-        #: Guards `_discards` and `_shards`, which runners' threads change.
+        #: Guards `_bursts`, `_failures_said` and `_shards`, which runners' threads change.
         self._mutex = threading.Lock()
         self._looked_s = time.monotonic()
         self._is_stopping = False
@@ -209,8 +213,8 @@ class Daemon:
                     while not self._is_stopping and not runner.drain(_TICK_S):
                         pass
                 drained = self._totals() == before or len(self.runners) == 1
-        except EventStoreError as error:
-            say("failed", logging.ERROR, why=str(error))
+        except Exception as error:  # whatever it is, nobody else would end this daemon
+            say("error", logging.ERROR, why=f"{type(error).__name__}: {error}")
             self._wishes.put("failed")
         else:
             if not self._is_stopping:
@@ -229,14 +233,28 @@ class Daemon:
         def tell(event: str, facts: dict[str, Any]) -> None:
             if event == "shards":
                 self._say_shards(app, facts["shards"])
-            elif event == "failed":
+            elif event == "failed" and self._may_say_failed():
                 say("failed", logging.ERROR, app=app, **facts)
-            elif event == "discarded":
-                # Of a burst one line, with how many: see _tick.
+            else:
+                # Of a burst one line, with how many: see _say_bursts.
                 with self._mutex:
-                    self._discards[app][str(facts.get("update", ""))] += 1
+                    self._bursts[event, app, str(facts.get("update", ""))] += 1
 
         return tell
+
+    def _may_say_failed(self) -> bool:
+        with self._mutex:
+            self._failures_said += 1
+            return self._failures_said <= _FAILURE_LINES_MAX
+
+    def _say_bursts(self) -> None:
+        with self._mutex:
+            bursts, self._bursts = self._bursts, Counter()
+            self._failures_said = 0
+        for (event, app, update), count in bursts.items():
+            level = logging.ERROR if event == "failed" else logging.INFO
+            more = {"more": count} if event == "failed" else {"count": count}
+            say(event, level, app=app, update=update, **more)
 
     def _tick(self) -> None:
         """Say what is new, and write the notices."""
@@ -249,13 +267,7 @@ class Daemon:
             for name in notice.unknown:
                 self._say_once("unknown update", notice.app, update=name)
             self._warn_of_different_code(notice)
-        with self._mutex:
-            discards = [(app, Counter(found)) for app, found in self._discards.items() if found]
-            for app, _ in discards:
-                self._discards[app].clear()
-        for app, found in discards:
-            for update, count in found.items():
-                say("discarded", app=app, update=update, count=count)
+        self._say_bursts()
         self._looked_s = time.monotonic()
 
     def _say_shards(self, app: str, shards: Sequence[int]) -> None:

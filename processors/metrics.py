@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from processors.notices import COUNTS, Notice
+from processors.notices import OUTCOMES, Notice
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -52,6 +52,9 @@ def _families(notices: Sequence[Notice]) -> Iterator[Metric]:
     updates = CounterMetricFamily(
         "foldlog_updates", "Updates by what became of them.", labels=("app", "outcome")
     )
+    conflicts = CounterMetricFamily(
+        "foldlog_conflicts", "Answers that met a newer state, and so ran again.", labels=("app",)
+    )
     gauges = {
         name: GaugeMetricFamily(f"foldlog_{name}", text, labels=("app",))
         for name, text in (
@@ -67,9 +70,10 @@ def _families(notices: Sequence[Notice]) -> Iterator[Metric]:
         labels=("app", "trigger", "watched"),
     )
     for notice in notices:
-        for outcome in COUNTS:
-            updates.add_metric((notice.app, outcome), (notice.counts or {}).get(outcome, 0))
-        app = (notice.app,)
+        app, counts = (notice.app,), notice.counts or {}
+        for outcome in OUTCOMES:
+            updates.add_metric((notice.app, outcome), counts.get(outcome, 0))
+        conflicts.add_metric(app, counts.get("conflicts", 0))
         gauges["shards_owned"].add_metric(app, len(notice.shards))
         gauges["updates_running"].add_metric(app, notice.running_count)
         gauges["requests_pending"].add_metric(app, notice.waiting)
@@ -79,5 +83,6 @@ def _families(notices: Sequence[Notice]) -> Iterator[Metric]:
             if relay.trigger_id is not None:
                 lag.add_metric((notice.app, relay.trigger_id, relay.watched), relay.lag_events)
     yield updates
+    yield conflicts
     yield from gauges.values()
     yield lag

@@ -11,6 +11,7 @@ import ast
 import contextlib
 import hashlib
 import inspect
+import logging
 import os
 import socket
 import sys
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COUNTS",
+    "OUTCOMES",
     "Board",
     "Notice",
     "Publisher",
@@ -44,6 +46,8 @@ __all__ = [
     "different_code",
 ]
 
+logger: Final = logging.getLogger("processors.notices")
+
 #: Of what runs, so many updates are named: a notice stays small enough to write once a second.
 _RUNNING_MAX: Final = 100
 #: Rates are taken over so many seconds, and so they are 0 so long after the last update.
@@ -51,7 +55,9 @@ _RATE_S: Final = 10.0
 #: How long a process that finds its own lock taken waits for whoever looks at it.
 _LOCK_TIMEOUT_S: Final = 5.0
 
-COUNTS: Final = ("applied", "discarded", "failed", "conflicts")
+#: What becomes of an update in the end; conflicts, after which it runs again, are counted too.
+OUTCOMES: Final = ("applied", "discarded", "failed")
+COUNTS: Final = (*OUTCOMES, "conflicts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +226,7 @@ class Publisher:
         self._written: Notice | None = None
         self._life: FileLock | None = None
         if board.folder is not None:
-            board.folder.mkdir(parents=True, exist_ok=True)
-            self._life = FileLock(board.folder / f"{identity}.lock")
-            if not self._life.acquire(_LOCK_TIMEOUT_S):
-                self._life = None
+            self._life = _life(board.folder, identity)
 
     def tick(self) -> Notice:
         """Look at the runner, and write its notice if something is new.
@@ -279,6 +282,17 @@ class Publisher:
             with contextlib.suppress(OSError):
                 life.path.with_suffix(suffix).unlink()
         life.release(unlink=True)
+
+
+def _life(folder: Path, identity: str) -> FileLock | None:
+    """Return the lock that shows that this process lives; None where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        life = FileLock(folder / f"{identity}.lock")
+        return life if life.acquire(_LOCK_TIMEOUT_S) else None
+    except OSError as error:  # no reason to run no updates
+        logger.warning("`processors status` cannot show this process: %s", error)
+        return None
 
 
 def _relays(runner: Runner) -> Iterator[RelayNotice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -127,7 +128,14 @@ def _run_daemon(
     finally:
         if is_reloaded():
             tell_files(source_files(names))
-    from processors.daemon import EXIT_CUT_OFF, EXIT_STOPPED, Daemon, stopped_by_signals
+    from eventstore import EventStoreError
+    from processors.daemon import (
+        EXIT_CUT_OFF,
+        EXIT_FAILED,
+        EXIT_STOPPED,
+        Daemon,
+        stopped_by_signals,
+    )
     from processors.health import HealthPort
     from processors.logs import say
     from processors.reloading import stop_with_parent
@@ -151,7 +159,12 @@ def _run_daemon(
             port = HealthPort(health_host, health_port, daemon.faults, daemon.notices)
             stack.enter_context(port)
             say("health", address=port.address)
-        code = daemon.run()
+        try:
+            code = daemon.run()
+        except EventStoreError as error:
+            # In the log's form: whoever reads it by program reads why it ended, too.
+            say("error", logging.ERROR, why=str(error))
+            code = EXIT_FAILED
         if code in (EXIT_CUT_OFF, EXIT_STOPPED):
             # Updates may run on in threads that the interpreter would wait for.
             sys.stderr.flush()

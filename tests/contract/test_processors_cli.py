@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def answers(result: Result) -> list[Any]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def request(folder: Path, *propses: dict[str, object], instance: str = "u-1") -> None:
+def request(folder: Path, *propses: Mapping[str, object], instance: str = "u-1") -> None:
     with EventStore(folder) as store:
         for props in propses:
             store.app("cart").request(instance, "add/keep", props)
@@ -481,6 +481,52 @@ def test_a_daemon_that_has_nothing_to_do_says_nothing(
         ended.join(30)
 
     assert said == ""
+
+
+def test_of_a_burst_of_failures_the_first_are_told_and_the_rest_counted(
+    run: Run, folder: Path, module: str
+) -> None:
+    request(folder, *({"by": n, "bad": True} for n in range(30)))
+
+    result = run("run", f"{module}:cart", "--once", "--log-format", "json")
+
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    failed = [line for line in lines if line["event"] == "failed"]
+    told, counted = [f for f in failed if "message" in f], [f for f in failed if "more" in f]
+    assert len(told) >= 20
+    assert len(told) + sum(line["more"] for line in counted) == 30
+
+
+def test_a_log_that_cannot_be_reached_ends_the_daemon_with_one_line(
+    run: Run, folder: Path, module: str
+) -> None:
+    folder.mkdir()
+    (folder / "log.sqlite").write_bytes(b"this is no database" * 100)
+
+    result = run("run", f"{module}:cart", "--log-format", "json")
+
+    assert result.exit_code == 1
+    assert "log.sqlite" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_on_kafka_shards_that_nobody_here_holds_may_be_held_elsewhere(
+    kafka_url: str, namespace: str, module: str
+) -> None:
+    with EventStore(kafka_url, namespace=namespace) as store:
+        store.app("cart").request("u-1", "add/keep", {"by": 1}).result(30)
+
+    def run(*arguments: str) -> Result:
+        places = ("--url", kafka_url, "--namespace", namespace)
+        return CliRunner().invoke(processors, (*arguments, *places))
+
+    (before,) = answers(run("status"))
+    ran = run("run", f"{module}:cart", "--once")
+    (after,) = answers(run("status"))
+
+    assert (before["pending"], before["unowned"], before["faults"]) == (1, None, [])
+    assert ran.exit_code == 0, ran.output
+    assert after["pending"] == 0
 
 
 def test_a_graph_is_written_in_each_form(run: Run, module: str) -> None:
