@@ -7,6 +7,7 @@ the benchmark.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import re
@@ -23,6 +24,8 @@ __all__ = ["main"]
 
 #: How long the process is left alone while its CPU time is measured.
 IDLE_S = 3.0
+#: The same of a daemon, and before that the time in which it starts and runs what is pending.
+IDLE_DAEMON_S = (3.0, 5.0)
 
 
 def follow(url: str, app_name: str) -> None:
@@ -37,15 +40,8 @@ def follow(url: str, app_name: str) -> None:
 
 def idle(url: str, app_name: str) -> None:
     """Print the CPU seconds per second of a process that waits for news."""
-
-    def measure() -> None:
-        time.sleep(IDLE_S / 3)  # after the start, RocksDB and the log still tidy up
-        start_s, cpu_s = time.perf_counter(), time.process_time()
-        time.sleep(IDLE_S)
-        say({"share": (time.process_time() - cpu_s) / (time.perf_counter() - start_s)})
-
     with EventStore(url) as store:
-        threading.Thread(target=measure, daemon=True).start()
+        threading.Thread(target=_measure_idle, args=(IDLE_S / 3, IDLE_S), daemon=True).start()
         for _ in store.app(app_name).tail():
             pass
 
@@ -83,6 +79,28 @@ def memory(url: str, app_name: str, instances: str, gets: str) -> None:
         say({"peak_bytes": _peak_bytes()})
 
 
+def daemon(url: str, target: str) -> None:
+    """Run the daemon of a component; what its handlers `say` is read by the parent."""
+    logging.disable(logging.INFO)  # its warnings are told, not that it starts
+    from processors.cli import processors  # the other works do not pay for importing it
+
+    processors(["run", target, "--url", url], prog_name="processors")
+
+
+def idle_daemon(url: str, target: str) -> None:
+    """The same, and print the CPU seconds per second that it takes while nothing happens."""
+    settle_s, idle_s = IDLE_DAEMON_S
+    threading.Thread(target=_measure_idle, args=(settle_s, idle_s), daemon=True).start()
+    daemon(url, target)
+
+
+def _measure_idle(settle_s: float, idle_s: float) -> None:
+    time.sleep(settle_s)  # after the start, RocksDB and the log still tidy up
+    start_s, cpu_s = time.perf_counter(), time.process_time()
+    time.sleep(idle_s)
+    say({"share": (time.process_time() - cpu_s) / (time.perf_counter() - start_s)})
+
+
 def _peak_bytes() -> int:
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -109,7 +127,8 @@ def _end_with_input() -> None:
 
 
 _WHAT: dict[str, Callable[..., None]] = {
-    work.__name__: work for work in (follow, idle, rebuild, first_get, cold_get, memory)
+    work.__name__: work
+    for work in (follow, idle, rebuild, first_get, cold_get, memory, daemon, idle_daemon)
 }
 
 

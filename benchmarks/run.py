@@ -2,8 +2,9 @@
 
     python -m benchmarks.run [--only TEXT] [--rounds 5] [--scale 1] [--json FILE]
 
-The lines of Kafka need a broker: `make bench` starts one. Measure on a machine that does nothing
-else; benchmarks/README.md has the results and the machine they are from.
+The lines of Kafka need a broker: `make bench` starts one. Those of Motion need Motion and a Redis:
+peer.py installs them. Measure on a machine that does nothing else; benchmarks/README.md has the
+results and the machine they are from.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import apsw
 
-from benchmarks.frame import Outcome, measure, table
+from benchmarks.frame import Outcome, Work, measure, table
+from benchmarks.peer import PeerMissing, motion
+from benchmarks.processing import processor_works
 from benchmarks.works import Place, works
 
 __all__ = ["main"]
@@ -59,6 +63,19 @@ def _fsync_us(folder: Path, times: int = 100) -> float:
         return (time.perf_counter() - start_s) / times * 1e6
 
 
+def _peer(folder: Path) -> str:
+    """Return a line about Motion, or why there is none."""
+    try:
+        with motion(folder) as peer:
+            return f"peer: {peer.description}"
+    except PeerMissing as error:
+        return f"peer: not measured ({error})"
+
+
+def _needs_peer(work: Work) -> bool:
+    return "Motion" in work.title
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 when every measured line keeps its "must", 1 when one does not, 2 on a failure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -75,9 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = Place(Path(folder), os.environ.get("EVENTSTORE_TEST_KAFKA"), options.scale)
         if place.kafka_address is None:
             print("no Kafka broker: its lines are left out (see make bench)", file=sys.stderr)
-        for work in works(place):
-            if options.only.lower() not in work.title.lower():
-                continue
+        selected = [
+            work
+            for work in chain(works(place), processor_works(place))
+            if options.only.lower() in work.title.lower()
+        ]
+        about = [machine(Path(folder))]
+        if any(map(_needs_peer, selected)):
+            about.append(_peer(Path(folder)))
+            if "not measured" in about[-1]:
+                selected = [work for work in selected if not _needs_peer(work)]
+        for work in selected:
             print(f"  {work.title} ...", end="", file=sys.stderr, flush=True)
             start_s = time.perf_counter()
             try:
@@ -89,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcomes.append(outcome)
             took_s = time.perf_counter() - start_s
             print(f" {outcome.value:.4g} {work.unit} ({took_s:.0f} s)", file=sys.stderr)
-        print(f"\n{machine(Path(folder))}\n")
+    print("", *about, "", sep="\n")
     print(table(outcomes))
     for failure in failures:
         print(f"\nnot measured: {failure}")
