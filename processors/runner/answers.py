@@ -12,6 +12,7 @@ from eventstore import Diff, Discard, Kind
 from eventstore.events import Answer, Event, Guard
 from processors.component import Update
 from processors.runner.lanes import Session, Waiting
+from processors.runner.workers import HandlerRaised
 
 __all__ = ["attempt", "discard", "failure", "failure_body", "part"]
 
@@ -97,13 +98,16 @@ def failure_body(
     reason: str, error: BaseException | None, message: str, attempts: int, version: int | None
 ) -> dict[str, Any]:
     """Return what a failure says: why, with the traceback, how often it ran, on which version."""
-    shown = ""
-    if error is not None:
+    type_name = shown = ""
+    if isinstance(error, HandlerRaised):
+        type_name, shown, message = error.type_name, error.traceback, message or error.message
+    elif error is not None:
+        type_name = type(error).__qualname__
         shown = "".join(traceback.format_exception(error))
         message = message or str(error)
     return {
         "reason": reason,
-        "type": "" if error is None else type(error).__qualname__,
+        "type": type_name,
         "message": message[:_MESSAGE_CHARACTERS_MAX],
         "traceback": shown[-_TRACEBACK_CHARACTERS_MAX:],
         "attempts": attempts,

@@ -49,6 +49,11 @@ class Waiting:
     #: Of the answer that is on its way.
     receipt: Receipt | None = None
 
+    @property
+    def needs_settled_state(self) -> bool:
+        """Whether it must not begin on answers that are still on their way."""
+        return bool(self.parts or self.suspect or self.rejection or self.conflicts > 1)
+
 
 @dataclass(slots=True)
 class Session:
@@ -82,6 +87,8 @@ class Lane:
     is_broken: bool = False
     #: The shard is somebody else's now.
     is_lost: bool = False
+    #: What an earlier owner left is still being read: nothing runs before it is complete.
+    is_taken_over: bool = False
     #: Not before this moment (time.monotonic()): a retry backs off.
     not_before_s: float = 0.0
     session: Session | None = None

@@ -502,7 +502,7 @@ def test_a_running_async_update_that_became_stale_is_given_up_but_never_twice_in
         assert news.wait_for(lambda: begun == [0, 1], WAIT_S)
     receipts.append(ask(2))  # 1 is not: the one before it was
     receipts[2].entry()
-    runner._loop.call_soon_threadsafe(release.set)
+    runner._board.loop.call_soon_threadsafe(release.set)
     closed = runner.complete(receipts, WAIT_S)
 
     assert [entry.event.kind for entry in closed] == [Kind.DISCARD, Kind.DIFF, Kind.DIFF]
@@ -660,6 +660,9 @@ def test_what_is_pending_when_a_runner_stops_is_run_by_the_next(
     assert begun.wait(WAIT_S)
     stopper = threading.Thread(target=first.stop, args=(WAIT_S,))
     stopper.start()
+    deadline = time.monotonic() + WAIT_S
+    while not first.snapshot().is_stopping:
+        assert time.monotonic() < deadline
     release.set()
     stopper.join()
     assert app.get("i", "log") == [0]  # what ran has ended, the rest stayed

@@ -1,0 +1,266 @@
+"""Answering: what became of a request is appended here, whatever it is.
+
+Answers are on their way when these calls return; their verdicts come back with the news
+(engine.py). An attempt at a request is recorded before it runs again, so that is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final
+
+from eventstore import Diff, Discard, EventTooLarge, Kind, Verdict
+from eventstore.events import Event
+from eventstore.processing import Folded, Processing
+from eventstore.testing import fault_point
+from processors.component import Component
+from processors.results import LiveStates, has_hooks
+from processors.runner import answers
+from processors.runner.board import UNAVAILABLE_WAIT_S, Board
+from processors.runner.handling import Run, sure_entry
+from processors.runner.lanes import Lane, Waiting
+from processors.runner.staleness import Staleness
+from processors.runner.workers import HandlerRaised, WorkerDied
+
+__all__ = ["CRASHES_MAX", "Answering"]
+
+logger: Final = logging.getLogger("processors.runner")
+
+#: After so many runs that ended with their process, a request is a failure.
+CRASHES_MAX: Final = 3
+#: Exceptions of handlers kept for whoever waits for their request in this process.
+_ERRORS_MAX: Final = 256
+
+
+class Answering:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        component: Component,
+        processing: Processing,
+        board: Board,
+        staleness: Staleness,
+        live: LiveStates,
+        tell: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._component = component
+        self._processing = processing
+        self._board = board
+        self._staleness = staleness
+        self._live = live
+        self._tell = tell
+        self._has_hooks = has_hooks(component)
+        self._errors: OrderedDict[tuple[str, int], BaseException] = OrderedDict()
+
+    def error_of(self, instance: str, sequence: int) -> BaseException | None:
+        """Return the exception with which a request failed in this process, if it did."""
+        with self._board.mutex:
+            return self._errors.get((instance, sequence))
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    def apply(self, run: Run, diff: Diff, outbox: bytes | None) -> None:
+        """Append what a handler's run changes."""
+        lane, one, session = run.lane, run.one, run.session
+        if self.give_up(run):
+            return
+        event = answers.part(
+            one, session, diff, session.state.observed, run.update,
+            max(run.calls.part, one.parts), closes=True, outbox=outbox,
+        )  # fmt: skip
+        one.diff = diff
+        one.live = run.given if self._has_hooks else None
+        try:
+            self._send(lane, one, event)
+        except EventTooLarge as error:
+            self.raised(run, error)
+            return
+        session.index += 1
+        # Each handler reads values of its own: one that changes them in place harms nobody.
+        session.state = session.state.after(diff)
+        if lane.given_up:
+            with self._board.mutex:
+                lane.given_up.discard(one.name)
+
+    def give_up(self, run: Run) -> bool:
+        """Discard a run that became stale while it ran; False when it did not, or may not be."""
+        found = self._staleness.given_up(run)
+        if found is None:
+            return False
+        policy, facts = found
+        self.discard(run.lane, run.one, policy, facts, running=True)
+        return True
+
+    def discard(
+        self, lane: Lane, one: Waiting, policy: Discard, facts: dict[str, Any], *, running: bool
+    ) -> None:
+        """Append that a request is given up, and what that was decided upon."""
+        offsets = {str(p): offset for p, offset in self._processing.position.items()}
+        facts = {**facts, "offset": offsets}
+        generation = self._processing.generation()
+        one.diff = one.live = None
+        self._send(lane, one, answers.discard(one, generation, policy, facts, running=running))
+        told = {"instance": lane.instance, "request": one.sequence, "update": one.name, **facts}
+        self._tell("discarded", told)
+
+    def fail(
+        self,
+        lane: Lane,
+        one: Waiting,
+        reason: str,
+        message: str = "",
+        error: BaseException | None = None,
+        version: int | None = None,
+    ) -> None:
+        """Append that a request is set aside for good."""
+        body = answers.failure_body(reason, error, message, one.runs, version)
+        one.diff = one.live = None
+        self._send(lane, one, answers.failure(one, self._processing.generation(), body))
+        told = {"instance": lane.instance, "request": one.sequence, "update": one.name}
+        self._tell("failed", {**told, "reason": reason, "message": body["message"]})
+
+    def _send(self, lane: Lane, one: Waiting, event: Event) -> None:
+        """Append an answer; it is on its way before that, because its news may come at once."""
+        with self._board.mutex:
+            lane.answered(one)
+        fault_point("processor.append.before")
+        try:
+            receipt = self._processing.send([(lane.instance, event)])[0]
+        except BaseException:
+            with self._board.mutex:
+                lane.take_back([one])
+            raise
+        one.receipt = receipt
+        receipt.when_failed(lambda error: self._append_failed(lane, one, error))
+        fault_point("processor.append.after")
+
+    # --- what did not end well --------------------------------------------------------------------
+
+    def raised(self, run: Run, error: BaseException, reason: str = "raised") -> None:
+        """Run a request again that raised, if its policy says so; else set it aside."""
+        lane, one, retry = run.lane, run.one, run.update.retry
+        is_worth_it = (
+            error.is_a(retry.retry_on)
+            if isinstance(error, HandlerRaised)
+            else isinstance(error, retry.retry_on)
+        )
+        if is_worth_it and one.runs < retry.attempts:
+            if self.record_attempt(lane, one, reason, f"{type(error).__name__}: {error}"):
+                backoff_s = retry.backoff_s * 2.0 ** min(one.runs - 1, 60)
+                with self._board.mutex:
+                    self._board.pause(lane, min(backoff_s, retry.backoff_s_max))
+            return
+        cause = (error.exception or error) if isinstance(error, HandlerRaised) else error
+        with self._board.mutex:
+            self._errors[lane.instance, one.sequence] = cause
+            if len(self._errors) > _ERRORS_MAX:
+                self._errors.popitem(last=False)
+            lane.given_up.discard(one.name)
+        self.fail(lane, one, reason, error=error, version=run.session.state.version)
+
+    def died(self, run: Run, error: WorkerDied) -> None:
+        """Count a run that took its process down; run it again, or set it aside."""
+        lane, one = run.lane, run.one
+        if one.runs < max(CRASHES_MAX, run.update.retry.attempts):
+            one.suspect = True
+            self.record_attempt(lane, one, "crashed", str(error))
+        else:
+            self.fail(lane, one, "crashed", str(error))
+
+    def superseded(self, run: Run) -> None:
+        """Drop a run whose request somebody else answered, or whose part met a newer state."""
+        lane, one = run.lane, run.one
+        with self._board.mutex:
+            one.conflicts += 1
+            self._board.counts.conflicts += 1
+            lane.session = None
+            self._board.pause_after_conflict(lane, one.conflicts)
+        if self._processing.closed_by(lane.instance, one.sequence) is not None:
+            with self._board.mutex:
+                lane.closed(one.sequence)
+
+    def record_attempt(self, lane: Lane, one: Waiting, why: str, message: str = "") -> bool:
+        """Record that a request runs again; False when it is closed already."""
+        event = answers.attempt(one, self._processing.generation(), why, message)
+        with self._board.held_up():
+            entry = sure_entry(self._processing, lane.instance, event)
+        if entry.verdict != Verdict.ACCEPTED:
+            with self._board.mutex:
+                lane.closed(one.sequence)
+            return False
+        self._board.counts.retried += 1
+        return True
+
+    def _append_failed(self, lane: Lane, one: Waiting, error: Exception) -> None:
+        """Let a request run again whose answer the log did not take, or may not have taken."""
+        board = self._board
+        with board.mutex:
+            if lane.in_flight.pop(one.sequence, None) is None or board.is_stopped:
+                return
+            if not lane.is_broken:
+                logger.warning(
+                    "%s/%s: the answer to request %s was not appended: %s; it runs again",
+                    board.name, lane.instance, one.sequence, error,
+                )  # fmt: skip
+            lane.is_broken = True
+            lane.refused.append(one)
+            if not lane.in_flight:
+                board.mend(lane)
+                board.pause(lane, UNAVAILABLE_WAIT_S)
+            board.queue(lane)
+
+    # --- verdicts, as the view folds them; the board's lock is held -------------------------------
+
+    def closed(self, lane: Lane, folded: Folded) -> None:
+        """Take note of what closed requests of a lane, ours or somebody else's."""
+        counts, kind = self._board.counts, folded.event.kind
+        for cause in folded.closed:
+            ours = lane.in_flight.get(cause)
+            lane.closed(cause)
+            if ours is None:
+                continue
+            if not _is_ours(lane, folded.event):
+                # Somebody was faster: what we put on top of our own answer will not count either.
+                lane.session = None
+                lane.is_broken = bool(lane.in_flight)
+            elif kind == Kind.DIFF:
+                counts.applied += 1
+                lane.accepted_version = folded.version
+                if ours.live is not None:
+                    self._live.keep(lane.instance, folded.version, ours.live)
+            elif kind == Kind.DISCARD:
+                counts.discarded += 1
+            elif kind == Kind.FAILURE:
+                counts.failed += 1
+        if kind == Kind.RESET:
+            lane.session = None
+
+    def refused(self, lane: Lane, folded: Folded) -> None:
+        """Take note of an answer that did not count, if it is one of ours."""
+        event = folded.event
+        assert event.answer is not None
+        ours = lane.in_flight.get(event.answer.cause)
+        if ours is None or not event.answer.closes or not _is_ours(lane, event):
+            return  # of another runner, or of an earlier row of ours
+        del lane.in_flight[event.answer.cause]
+        lane.refused.append(ours)
+        self._live.forget(lane.instance)
+        if lane.is_broken:
+            return  # only the first was refused on its own account, and the rest fall with it
+        lane.is_broken = True
+        if folded.verdict == Verdict.REJECTED:
+            ours.rejection = f"its answer did not fit the state at version {folded.version}"
+        elif folded.verdict == Verdict.CONFLICT:
+            ours.conflicts += 1
+            self._board.counts.conflicts += 1
+
+
+def _is_ours(lane: Lane, event: Event) -> bool:
+    """Whether an answer is one that this runner has in flight, as far as that shows."""
+    if event.kind != Kind.DIFF:
+        return True
+    chain = None if event.guard is None else event.guard.chain
+    return chain is not None and chain == lane.chain

@@ -1,0 +1,270 @@
+"""Running handlers: in this thread, on the event loop, or in a spawned process.
+
+What comes of a run goes to answering.py. A run that takes the lane away from its thread (an async
+one, or a plain one that ran longer than it may) ends with the lane given back, or another turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from eventstore.testing import fault_point
+from processors.component import Component, Update
+from processors.context import Superseded
+from processors.results import LiveStates, handler_state
+from processors.runner.answering import Answering
+from processors.runner.board import Board
+from processors.runner.handling import Run
+from processors.runner.lanes import Lane
+from processors.runner.staleness import Staleness
+from processors.runner.workers import (
+    HandlerRaised,
+    NotImportable,
+    Task,
+    WorkerDied,
+    Workers,
+)
+
+__all__ = ["Handlers"]
+
+
+class Handlers:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        component: Component,
+        board: Board,
+        answering: Answering,
+        staleness: Staleness,
+        live: LiveStates,
+        *,
+        processes_max: int,
+        async_max: int,
+        worker: Literal["thread", "process"],
+        take_turn: Callable[[Lane], None],
+    ) -> None:
+        self._component = component
+        self._board = board
+        self._answering = answering
+        self._staleness = staleness
+        self._live = live
+        self._worker = worker
+        self._take_turn = take_turn
+        self._processes_max: Final = max(1, min(processes_max, os.cpu_count() or 1))
+        self._workers: Workers | None = None
+        self._workers_mutex = threading.Lock()
+        self._async_max = async_max
+        self._async_running = 0
+        self._waits_for_slot: list[Lane] = []
+
+    def close(self) -> None:
+        """End the spawned processes."""
+        with self._workers_mutex:
+            workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.close()
+
+    def run(self, run: Run) -> bool:
+        """Run a handler and answer; True if the lane is somebody else's now."""
+        run.one.runs += 1
+        run.lane.run = run
+        if run.one.suspect or self._is_for_process(run.update):
+            return self._run_in_worker(run)
+        return self._begin_async(run) if run.update.is_async else self._run_here(run)
+
+    def _is_for_process(self, update: Update) -> bool:
+        return not update.is_async and (update.worker or self._worker) == "process"
+
+    def _given(self, run: Run) -> Any:
+        return handler_state(self._component, run.session.state, self._live)
+
+    def _conclude(
+        self, run: Run, result: object, error: BaseException | None, reason: str = "raised"
+    ) -> None:
+        """Answer for a handler that returned or raised."""
+        diff = None
+        if error is None:
+            try:
+                diff = run.diff_of(result)
+            except Exception as refused:
+                error = refused
+        fault_point("processor.handler.after")
+        if isinstance(error, Superseded):
+            self._answering.superseded(run)
+        elif diff is None:
+            assert error is not None
+            self._answering.raised(run, error, reason)
+        else:
+            self._answering.apply(run, diff, run.outbox)
+
+    # --- in this thread ---------------------------------------------------------------------------
+
+    def _run_here(self, run: Run) -> bool:
+        """Run a plain update in this thread; True if it took so long that it lost its lane."""
+        timeout_s = run.update.timeout_s
+        cancel_timer = None if timeout_s is None else self._time_out(run, timeout_s)
+        fault_point("processor.handler.before")
+        result, error = None, None
+        try:
+            result = run.update.function(*run.arguments(self._given(run)))
+        except BaseException as raised:  # SystemExit too: it is the handler's, not ours
+            error = raised
+        if cancel_timer is not None:
+            cancel_timer()
+            if self._is_over(run):
+                return True
+        self._conclude(run, result, error)
+        return False
+
+    def _is_over(self, run: Run) -> bool:
+        """Note that a run is over; True if it was before."""
+        with self._board.mutex:
+            was_over, run.is_over = run.is_over, True
+            return was_over
+
+    def _time_out(self, run: Run, timeout_s: float) -> Callable[[], None]:
+        """Fail a plain update that takes too long; its thread cannot be stopped, and is left."""
+        loop = self._board.loop
+        handles: list[asyncio.TimerHandle] = []
+
+        def fail() -> None:
+            if not self._is_over(run):
+                self._board.aside(lambda: self._abandon(run, timeout_s))
+
+        def stop_timer() -> None:
+            for handle in handles:
+                handle.cancel()
+
+        loop.call_soon_threadsafe(lambda: handles.append(loop.call_later(timeout_s, fail)))
+        return lambda: _ignore(loop.call_soon_threadsafe(stop_timer))
+
+    def _abandon(self, run: Run, timeout_s: float) -> None:
+        error = TimeoutError(f"it ran longer than timeout_s={timeout_s}; its thread was left alone")
+        self._board.attempt(run.lane, lambda: self._answering.raised(run, error, "timeout"))
+        self._board.let_go(run.lane)
+
+    # --- in a spawned process ---------------------------------------------------------------------
+
+    def _run_in_worker(self, run: Run) -> bool:
+        """Run an update in a spawned process; what cannot be found there runs here if it must."""
+        with self._workers_mutex:
+            if self._workers is None:
+                self._workers = Workers(self._processes_max)
+            workers = self._workers
+        task = Task(
+            (self._component.module, self._component.name),
+            run.one.name,
+            run.session.state,
+            run.event.body,
+            run.idempotency_key,
+            run.one.runs,
+            run.update.timeout_s,
+        )
+        answering = self._answering
+        try:
+            with self._board.held_up():
+                done = workers.run(task, run.calls)
+        except NotImportable as error:
+            if not self._is_for_process(run.update):
+                # A suspect whose component no child can find: its attempts are counted at least.
+                return self._begin_async(run) if run.update.is_async else self._run_here(run)
+            answering.raised(run, error)
+        except WorkerDied as error:
+            answering.died(run, error)
+        except TimeoutError as error:
+            answering.raised(run, error, "timeout")
+        except Superseded:
+            answering.superseded(run)
+        except HandlerRaised as error:
+            answering.raised(run, error)
+        else:
+            answering.apply(run, done.diff, done.outbox)
+        return False
+
+    # --- on the event loop ------------------------------------------------------------------------
+
+    def _begin_async(self, run: Run) -> bool:
+        """Hand an update to the event loop, which has the lane until it is done."""
+        lane = run.lane
+        with self._board.mutex:
+            if self._async_running >= self._async_max:
+                run.one.runs -= 1  # it has not begun
+                lane.running = lane.run = None
+                lane.is_busy = False
+                self._board.busy -= 1
+                self._waits_for_slot.append(lane)
+                lane.is_queued = True
+                return True
+            self._async_running += 1
+        fault_point("processor.handler.before")
+        try:
+            arguments = run.arguments(self._given(run))
+        except BaseException as error:
+            self._free_slot()
+            self._answering.raised(run, error)
+            return False
+        self._board.loop.call_soon_threadsafe(self._start_task, run, arguments)
+        return True
+
+    def _free_slot(self) -> None:
+        with self._board.mutex:
+            self._async_running -= 1
+            if self._waits_for_slot:
+                lane = self._waits_for_slot.pop(0)
+                lane.is_queued = False
+                self._board.queue(lane)
+
+    def _start_task(self, run: Run, arguments: tuple[Any, ...]) -> None:
+        """Start an async update. On the loop."""
+        loop = self._board.loop
+        task = loop.create_task(_timed(run, arguments))
+
+        def cancel() -> None:
+            run.was_cancelled = True
+            loop.call_soon_threadsafe(task.cancel)
+
+        run.cancel = cancel
+        timer = self._staleness.watch(run)
+        task.add_done_callback(lambda done: self._ended(run, done, timer))
+
+    def _ended(self, run: Run, task: asyncio.Task[Any], timer: asyncio.TimerHandle | None) -> None:
+        """Take the lane back from an async update. On the loop."""
+        if timer is not None:
+            timer.cancel()
+        self._free_slot()
+        if not self._board.submit(lambda: self._after_async(run, task)):
+            if not task.cancelled():
+                task.exception()  # the runner has ended, and the request stays pending
+            self._board.let_go(run.lane)
+
+    def _after_async(self, run: Run, task: asyncio.Task[Any]) -> None:
+        """Answer for an async update that ended, and go on with its lane."""
+        self._board.attempt(run.lane, lambda: self._conclude_async(run, task))
+        self._take_turn(run.lane)
+
+    def _conclude_async(self, run: Run, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            if not (run.was_cancelled and self._answering.give_up(run)):
+                error = asyncio.CancelledError("the update was cancelled, or cancelled itself")
+                self._answering.raised(run, error)
+            return
+        raised = task.exception()
+        is_late = run.update.timeout_s is not None and isinstance(raised, TimeoutError)
+        result = None if raised is not None else task.result()
+        self._conclude(run, result, raised, "timeout" if is_late else "raised")
+
+
+async def _timed(run: Run, arguments: tuple[Any, ...]) -> Any:
+    if run.update.timeout_s is None:
+        return await run.update.function(*arguments)
+    async with asyncio.timeout(run.update.timeout_s):
+        return await run.update.function(*arguments)
+
+
+def _ignore(value: object) -> None:
+    """Drop what a call returned."""

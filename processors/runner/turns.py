@@ -1,0 +1,204 @@
+"""Turns: what a thread does with a lane that it has, request by request.
+
+A request is loaded, refused if it is stale or has had its chances, and run on the state that the
+answers before it leave. A turn ends after some updates or some time, so that a busy instance
+starves no other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from typing import Final
+
+from eventstore.processing import Processing
+from eventstore.testing import fault_point
+from processors.component import Component, Update
+from processors.runner.answering import CRASHES_MAX, Answering
+from processors.runner.board import Board
+from processors.runner.handlers import Handlers
+from processors.runner.handling import Run
+from processors.runner.lanes import Lane, Session, Waiting
+from processors.runner.staleness import Staleness, policy_of
+
+__all__ = ["Turns"]
+
+_TURN_UPDATES_MAX: Final = 64
+_TURN_S_MAX: Final = 0.02
+#: A request whose update keeps meeting newer states becomes a failure after so many.
+_CONFLICTS_MAX: Final = 30
+#: Triggers that led to triggers: more is taken for a circle.
+_HOPS_MAX: Final = 16
+
+
+class Turns:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        component: Component,
+        processing: Processing,
+        board: Board,
+        answering: Answering,
+        staleness: Staleness,
+        *,
+        unknown_wait_s: float,
+    ) -> None:
+        self._component = component
+        self._processing = processing
+        self._board = board
+        self._answering = answering
+        self._staleness = staleness
+        self._unknown_wait_s = unknown_wait_s
+        #: Given once it is made: the two need one another.
+        self.handlers: Handlers | None = None
+        #: Names of requests that this code does not know, and since when (time.monotonic()).
+        self.unknown: dict[str, float] = {}
+        self._chains = secrets.token_urlsafe(9)
+        self._chain_numbers = itertools.count()
+
+    def take(self, lane: Lane, until: int | None = None) -> None:
+        """Run what waits in a lane that was taken, for a while, then let go of it.
+
+        `until` is the request of a caller that waits for it: the turn ends with that one.
+        """
+        if not self._board.attempt(lane, lambda: self._steps(lane, until)):
+            self._board.let_go(lane)
+
+    def _steps(self, lane: Lane, until: int | None) -> bool:
+        """Run what waits; True if the lane is somebody else's now."""
+        board = self._board
+        end_s = time.monotonic() + _TURN_S_MAX
+        is_first = True
+        for _ in range(_TURN_UPDATES_MAX):
+            with board.mutex:
+                one = board.next(lane)
+                if one is None:
+                    break
+                lane.running = one
+                lane.running_since_ms = board.clock.now_ms()
+            board.begin_handler()
+            if self._step(lane, one, is_first=is_first):
+                return True
+            is_first = False
+            if one.sequence >= until if until is not None else time.monotonic() > end_s:
+                break
+        return False
+
+    def _step(self, lane: Lane, one: Waiting, *, is_first: bool) -> bool:
+        """Deal with the next request; True if the lane is somebody else's now."""
+        fault_point("processor.step")
+        if one.event is None and not self._load(lane, one):
+            return False
+        update = self._component.find(one.name)
+        if update is None:
+            self._meet_unknown(lane, one)
+            return False
+        if self._refuse(lane, one, update):
+            return False
+        run = Run(
+            self._component, self._processing, lane, one, update,
+            self._session(lane, one, renew=is_first),
+            is_stale=lambda: self._staleness.is_running_stale(lane, one),
+        )  # fmt: skip
+        assert self.handlers is not None
+        return self.handlers.run(run)
+
+    def _load(self, lane: Lane, one: Waiting) -> bool:
+        """Read a request that was found pending; False when it is not any more."""
+        row = self._processing.request(lane.instance, one.sequence)
+        entry = None if row is None else self._processing.entry(lane.instance, one.sequence)
+        if entry is None:
+            with self._board.mutex:
+                lane.closed(one.sequence)
+            return False
+        one.event = entry.event
+        return True
+
+    # --- requests that do not run -----------------------------------------------------------------
+
+    def _meet_unknown(self, lane: Lane, one: Waiting) -> None:
+        """Wait for code that knows a request; fail it when that does not come."""
+        now_s = time.monotonic()
+        with self._board.mutex:
+            left_s = self.unknown.setdefault(one.name, now_s) + self._unknown_wait_s - now_s
+            if left_s > 0:
+                self._board.pause(lane, left_s)
+                return
+        known = ", ".join(self._component.updates) or "none"
+        self._answering.fail(
+            lane, one, "unknown",
+            f"component {self._component.name} has no update {one.name!r}; it has: {known}."
+            " Deploy code that knows it and run `processors failures retry`, or discard it",
+        )  # fmt: skip
+
+    def _refuse(self, lane: Lane, one: Waiting, update: Update) -> bool:
+        """Close, without running it, a request that is stale or has had its chances."""
+        event = one.event
+        assert event is not None
+        hops = 0 if event.request is None else event.request.hops
+        policy = policy_of(event)
+        verdict = None if policy is None else self._staleness.decide(lane, one, policy)
+        if policy is not None and verdict is not None and verdict.is_stale:
+            self._answering.discard(lane, one, policy, verdict.facts, running=False)
+        elif hops > _HOPS_MAX:
+            message = f"{hops} triggers led here, one after the other: is it a circle?"
+            self._answering.fail(lane, one, "hops", message)
+        elif one.rejection is not None:
+            self._answering.fail(lane, one, "rejected", one.rejection)
+        elif one.conflicts >= _CONFLICTS_MAX:
+            message = f"the state changed under it {one.conflicts} times in a row"
+            self._answering.fail(lane, one, "conflict", message)
+        else:
+            return one.taken_over and self._refuse_taken_over(lane, one, update)
+        return True
+
+    def _refuse_taken_over(self, lane: Lane, one: Waiting, update: Update) -> bool:
+        """Record an attempt at a request that somebody else may have begun; True if it is over.
+
+        A handler that takes its process down would else take down one owner after the other.
+        """
+        if one.runs >= max(CRASHES_MAX, update.retry.attempts):
+            message = f"it was begun {one.runs} times, and each time its process ended before it"
+            self._answering.fail(lane, one, "crashed", message)
+            return True
+        why = "crashed" if one.suspect else "takeover"
+        if not self._answering.record_attempt(lane, one, why):
+            return True
+        one.taken_over = False
+        return False
+
+    # --- the state to run on ----------------------------------------------------------------------
+
+    def _session(self, lane: Lane, one: Waiting, *, renew: bool) -> Session:
+        """Return the row of answers to go on with, on a state that is as new as can be."""
+        session = lane.session
+        if one.parts:
+            session = self._new_session(lane.instance)
+            accepted = self._processing.parts(lane.instance, one.sequence)
+            if accepted and accepted[0].event.guard is not None:
+                # It starts where its first run started, so that it comes by the same effects.
+                session.base = accepted[0].event.guard.base
+                session.state = self._processing.state_at(lane.instance, session.base)
+        elif session is None or (renew and not lane.in_flight):
+            session = self._new_session(lane.instance)
+        elif renew and lane.accepted_version > session.base:
+            # What counts already is read anew, with what others wrote; the rest is put on top.
+            with self._board.mutex:
+                version = lane.accepted_version
+                diffs = [ours.diff for ours in lane.in_flight.values() if ours.diff is not None]
+            state = self._processing.state_at(lane.instance, version)
+            for diff in diffs:
+                state = state.after(diff)
+            session.base, session.state = version, state
+        lane.session, lane.chain = session, session.chain
+        return session
+
+    def _new_session(self, instance: str) -> Session:
+        """Begin a row of answers on the newest state that the view has."""
+        state = self._processing.state(instance)
+        assert state.version is not None
+        # As good as a random name for each, and much cheaper.
+        chain = f"{self._chains}-{next(self._chain_numbers):x}"
+        return Session(chain, state.version, state.generation, state)
