@@ -24,7 +24,7 @@ __all__ = ["main"]
 
 #: How long the process is left alone while its CPU time is measured.
 IDLE_S = 3.0
-#: The same of a daemon, and before that the time in which it starts and runs what is pending.
+#: The same of a daemon, and before that the time in which it starts.
 IDLE_DAEMON_S = (3.0, 5.0)
 
 
