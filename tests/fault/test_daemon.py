@@ -256,10 +256,15 @@ def test_the_child_of_reload_stops_when_its_parent_was_killed(
     daemon.until_said("shards")
     board = Board.of(store, "cart")
     wait_for(board.read, "the child has its notice up")
+    (child,) = [one.process for one in board.read()]
 
     daemon.process.kill()
 
-    wait_for(lambda: not board.read(), "the child has ended")
+    try:
+        wait_for(lambda: not board.read(), "the child has ended")
+    except AssertionError:
+        os.kill(child, signal.SIGKILL)
+        raise
     daemon.until_said("stopped")
 
 
