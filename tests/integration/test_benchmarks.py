@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import run
+from benchmarks import processing, run
 from benchmarks.frame import Outcome, Sides, Work, measure, table
+from benchmarks.peer import PeerMissing
+from benchmarks.processing import processor_works
 from benchmarks.works import Place, works
 
-TITLES = [work.title for work in works(Place(Path(), kafka_address="nowhere"))]
+NOWHERE = Place(Path(), kafka_address="nowhere")
+TITLES = [work.title for work in works(NOWHERE)]
+PROCESSOR_TITLES = [work.title for work in processor_works(NOWHERE)]
 
 
 @pytest.mark.parametrize("title", [title for title in TITLES if not title.startswith("Kafka")])
@@ -37,6 +41,53 @@ def test_every_line_of_kafka_can_be_measured(title: str, tmp_path: Path, kafka_u
     outcome = measure(work, rounds=1)
 
     assert outcome.value > 0
+
+
+class PeerOfTests:
+    """Measures nothing: no test installs Motion, so only our side of its lines is done."""
+
+    description = "nobody"
+
+    def measure(self, work: str, **amounts: int | str) -> float:
+        return 1.0
+
+
+@contextmanager
+def peer_of_tests(folder: Path) -> Iterator[PeerOfTests]:
+    yield PeerOfTests()
+
+
+@pytest.mark.parametrize("title", PROCESSOR_TITLES)
+def test_every_line_of_processors_can_be_measured(
+    title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing, "motion", peer_of_tests)
+    place = Place(tmp_path, kafka_address=None, scale=0.01)
+    (work,) = (work for work in processor_works(place) if work.title == title)
+
+    outcome = measure(work, rounds=1)
+
+    assert outcome.value > 0
+
+
+def test_without_a_peer_its_lines_are_left_out_and_the_table_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def missing(folder: Path) -> Iterator[PeerOfTests]:
+        raise PeerMissing("no Redis here")
+        yield
+
+    monkeypatch.setattr(run, "motion", missing)
+    options = ["--scale", "0.01", "--rounds", "1", "--only", "read_state"]
+
+    code = run.main([*options, "--folder", str(tmp_path / "bench")])
+
+    printed = capsys.readouterr().out
+    assert code in (0, 1)
+    assert "peer: not measured (no Redis here)" in printed
+    assert "| read_state |" in printed
+    assert "read_state / Motion" not in printed
 
 
 def test_the_program_prints_a_table_and_writes_the_rounds(
