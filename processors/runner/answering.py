@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from eventstore import Diff, Discard, EventTooLarge, Kind, Verdict
@@ -19,7 +19,7 @@ from processors.component import Component
 from processors.results import LiveStates, has_hooks
 from processors.runner import answers
 from processors.runner.board import UNAVAILABLE_WAIT_S, Board
-from processors.runner.handling import Run, sure_entry
+from processors.runner.handling import Run, sure_entries
 from processors.runner.lanes import Lane, Waiting
 from processors.runner.staleness import Staleness
 from processors.runner.workers import HandlerRaised, WorkerDied
@@ -176,7 +176,7 @@ class Answering:
         with self._board.mutex:
             one.conflicts += 1
             self._board.counts.conflicts += 1
-            lane.session = None
+            lane.break_row()
             self._board.pause_after_conflict(lane, one.conflicts)
         if self._processing.closed_by(lane.instance, one.sequence) is not None:
             with self._board.mutex:
@@ -184,15 +184,25 @@ class Answering:
 
     def record_attempt(self, lane: Lane, one: Waiting, why: str, message: str = "") -> bool:
         """Record that a request runs again; False when it is closed already."""
-        event = answers.attempt(one, self._processing.generation(), why, message)
+        self._record(lane, [one], why, message)
+        return one.sequence in lane.waiting or one.sequence in lane.delayed
+
+    def record_take_over(self, lane: Lane, ones: Sequence[Waiting]) -> None:
+        """Record that requests run that an earlier owner may have begun; drop what is closed."""
+        self._record(lane, ones, "takeover", "")
+        for one in ones:
+            one.taken_over = False
+
+    def _record(self, lane: Lane, ones: Sequence[Waiting], why: str, message: str) -> None:
+        generation = self._processing.generation()
+        events = [answers.attempt(one, generation, why, message) for one in ones]
         with self._board.held_up():
-            entry = sure_entry(self._processing, lane.instance, event)
-        if entry.verdict != Verdict.ACCEPTED:
-            with self._board.mutex:
-                lane.closed(one.sequence)
-            return False
-        self._board.counts.retried += 1
-        return True
+            entries = sure_entries(self._processing, lane.instance, events)
+        self._board.counts.retried += len(entries)
+        with self._board.mutex:
+            for one, entry in zip(ones, entries, strict=True):
+                if entry.verdict != Verdict.ACCEPTED:
+                    lane.closed(one.sequence)
 
     def _append_failed(self, lane: Lane, one: Waiting, error: Exception) -> None:
         """Let a request run again whose answer the log did not take, or may not have taken."""
@@ -224,8 +234,7 @@ class Answering:
                 continue
             if not _is_ours(lane, folded.event):
                 # Somebody was faster: what we put on top of our own answer will not count either.
-                lane.session = None
-                lane.is_broken = bool(lane.in_flight)
+                lane.break_row()
             elif kind == Kind.DIFF:
                 counts.applied += 1
                 lane.accepted_version = folded.version
@@ -236,7 +245,7 @@ class Answering:
             elif kind == Kind.FAILURE:
                 counts.failed += 1
         if kind == Kind.RESET:
-            lane.session = None
+            lane.break_row()
 
     def refused(self, lane: Lane, folded: Folded) -> None:
         """Take note of an answer that did not count, if it is one of ours."""

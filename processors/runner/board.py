@@ -125,7 +125,7 @@ class Board:
             else:
                 logger.exception("%s/%s: a turn failed", self.name, lane.instance)
             with self.mutex:
-                lane.session = None
+                lane.break_row()
                 self.pause(lane, UNAVAILABLE_WAIT_S)
         return None
 

@@ -333,6 +333,15 @@ class Runner:
             closed.append(self._completed(receipt.instance, sequence, deadline))
         return closed
 
+    def closed(self, instance: str, sequence: int, timeout_s: float | None = None) -> Entry:
+        """Wait until one request is closed, as `complete` does; return what closed it.
+
+        Raises:
+            ReadTimeout: it is still open after `timeout_s`; it stays pending.
+        """
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        return self._completed(instance, sequence, deadline)
+
     def _completed(self, instance: str, sequence: int, deadline: float) -> Entry:
         while True:
             self._help(instance, sequence)

@@ -23,7 +23,7 @@ from processors.results import diff_of
 from processors.runner import answers
 from processors.runner.lanes import Lane, Session, Waiting
 
-__all__ = ["LogCalls", "Run", "sure_entry"]
+__all__ = ["LogCalls", "Run", "sure_entries", "sure_entry"]
 
 #: How long one append of a run may take before the handler hears of it.
 _APPEND_TIMEOUT_S: Final = 60.0
@@ -46,6 +46,22 @@ def sure_entry(processing: Processing, instance: str, event: Event) -> Entry:
         if is_repeated and entry.verdict == Verdict.DUPLICATE and entry.winner is not None:
             return processing.entry(instance, entry.winner) or entry
         return entry
+
+
+def sure_entries(processing: Processing, instance: str, events: Sequence[Event]) -> list[Entry]:
+    """Append events that may stand in the log twice, together; return the entry of each.
+
+    Raises:
+        LogUnavailable, ReadTimeout: as for `Receipt.entry`.
+    """
+    receipts = processing.send([(instance, event) for event in events])
+    entries = []
+    for event, receipt in zip(events, receipts, strict=True):
+        try:
+            entries.append(receipt.entry(_APPEND_TIMEOUT_S))
+        except OutcomeUnknown:
+            entries.append(sure_entry(processing, instance, event))
+    return entries
 
 
 class Run:

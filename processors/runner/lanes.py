@@ -155,6 +155,20 @@ class Lane:
         (self.waiting if one.due_ms is None else self.delayed).pop(one.sequence, None)
         self.in_flight[one.sequence] = one
 
+    def break_row(self) -> None:
+        """End the row of answers: what is on its way is judged before anything else is begun."""
+        self.session = None
+        self.is_broken = bool(self.in_flight)
+
+    def maybe_begun(self, count_max: int) -> list[Waiting]:
+        """Return the first that an earlier owner may have begun, as far as they stand in a row."""
+        found: list[Waiting] = []
+        for one in self.waiting.values():
+            if not one.taken_over or one.suspect or len(found) == count_max:
+                break
+            found.append(one)
+        return found
+
     def take_back(self, refused: Iterator[Waiting] | list[Waiting]) -> None:
         """Let requests wait again whose answers did not count, in their old order."""
         for one in refused:

@@ -163,11 +163,13 @@ class Turns:
             message = f"it was begun {one.runs} times, and each time its process ended before it"
             self._answering.fail(lane, one, "crashed", message)
             return True
-        why = "crashed" if one.suspect else "takeover"
-        if not self._answering.record_attempt(lane, one, why):
-            return True
-        one.taken_over = False
-        return False
+        if one.suspect:
+            one.taken_over = False
+            return not self._answering.record_attempt(lane, one, "crashed")
+        with self._board.mutex:
+            row = lane.maybe_begun(_TURN_UPDATES_MAX) if one.due_ms is None else [one]
+        self._answering.record_take_over(lane, row)
+        return one.sequence not in lane.waiting and one.sequence not in lane.delayed
 
     # --- the state to run on ----------------------------------------------------------------------
 
