@@ -29,7 +29,7 @@ from eventstore.processing import Processing
 from processors.component import Component
 from processors.results import LiveStates, has_hooks, saved_of
 
-__all__ = ["begin", "state_of"]
+__all__ = ["begin", "begins_alone", "has_begun", "state_of"]
 
 #: The name of the diff in the history.
 _NAME: Final = "init_state"
@@ -57,15 +57,13 @@ def begin(
     fields: dict[str, Any] | None = None
     while True:
         processing.catch_up()
-        head = processing.head(instance)
-        source = Source(f"init/{0 if head is None else head.floor}", (0, 0))
-        if processing.source(instance, source.id) is not None or _is_fork(processing, instance):
+        if has_begun(processing, instance):
             return
         if fields is None:
             fields = _made(component, params)
         saved = saved_of(component, fields)
         state = state_of(processing, instance)
-        event = _first(state, saved, source)
+        event = _first(state, saved, _source(processing, instance))
         try:
             entry = processing.send([(instance, event)])[0].entry()
         except OutcomeUnknown:
@@ -77,6 +75,33 @@ def begin(
         if entry.verdict == Verdict.REJECTED:
             raise Rejected(processing.name, instance, entry.reason)
         # Somebody else was first, or wrote one of the fields meanwhile: look again.
+
+
+def begins_alone(component: Component) -> bool:
+    """Whether an instance that nobody has opened can begin: `init_state` needs no params."""
+    function = component.init_function
+    if function is None:
+        return False
+    parameters = inspect.signature(function).parameters.values()
+    return all(
+        parameter.default is not parameter.empty
+        or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in parameters
+    )
+
+
+def has_begun(processing: Processing, instance: str) -> bool:
+    """Whether `init_state` has taken effect, as far as the view knows; a fork need not begin."""
+    if processing.source(instance, _source(processing, instance).id) is not None:
+        return True
+    first = processing.entry(instance, 0)
+    return first is not None and first.event.kind == Kind.FORK
+
+
+def _source(processing: Processing, instance: str) -> Source:
+    """Return the source of an instance's beginning; a reset ends a life, and so has its number."""
+    head = processing.head(instance)
+    return Source(f"init/{0 if head is None else head.floor}", (0, 0))
 
 
 def state_of(processing: Processing, instance: str) -> State:
@@ -101,11 +126,6 @@ def _first(state: State, saved: Mapping[str, Any], source: Source) -> Event:
         source=source,
         generation=state.generation,
     )
-
-
-def _is_fork(processing: Processing, instance: str) -> bool:
-    first = processing.entry(instance, 0)
-    return first is not None and first.event.kind == Kind.FORK
 
 
 def _made(component: Component, params: Mapping[str, Any] | None) -> dict[str, Any]:

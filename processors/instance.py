@@ -8,13 +8,16 @@ beginning.py. An instance has no threads of its own.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import datetime
 import functools
 import inspect
 import logging
 import os
 import secrets
+import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -33,7 +36,7 @@ from eventstore import (
     State,
     Verdict,
 )
-from eventstore.lifetime import abandon_in_child, close_at_exit
+from eventstore.lifetime import abandon_in_child
 from processors.beginning import begin, state_of
 from processors.component import Component
 from processors.flow import Flow, Place
@@ -44,6 +47,8 @@ from processors.stores import give_back, processing_of, take
 from processors.submitted import Submission, Submitted, UpdateFailed, failure_of
 
 __all__ = ["Component", "ComponentInstance"]
+
+logger: Final = logging.getLogger("processors.instance")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -118,7 +123,7 @@ class ComponentInstance:
             raise
         self._closed = False
         abandon_in_child(self)
-        close_at_exit(self)
+        _open.add(self)
 
     def _open(self, init_state_params: Mapping[str, Any] | None) -> None:
         component, store = self.component, self._store
@@ -589,10 +594,11 @@ class ComponentInstance:
             return []
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         failures = []
-        with self._running_runner():
+        with self._running_runner() as runner:
             for sequence, name in names.items():
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                answer = self._processing.wait_closed(self.instance_id, sequence, left)
+                # By the runner, which can help: at the interpreter's exit no thread is left to.
+                answer = runner.closed(self.instance_id, sequence, left)
                 failure = failure_of(name, answer)
                 if failure is not None and answer.event.kind == Kind.FAILURE:
                     failures.append(failure)
@@ -796,5 +802,21 @@ def _readable_id() -> str:
 
     return "-".join(word() for _ in range(3))
 
+
+#: Those that are shut down when the interpreter ends.
+_open: weakref.WeakSet[ComponentInstance] = weakref.WeakSet()
+
+
+def _shut_down_all() -> None:
+    for instance in list(_open):
+        try:
+            instance.shutdown()
+        except Exception:
+            logger.exception("%s: at the interpreter's exit", instance.instance_name)
+
+
+# Before thread pools end, which is before `atexit`: without them no update comes to its end.
+# (tests/contract/test_instance.py: a program may end without shutting down)
+getattr(threading, "_register_atexit", atexit.register)(_shut_down_all)
 
 Component.opener = ComponentInstance

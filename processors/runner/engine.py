@@ -444,7 +444,7 @@ class Runner:
                 # An earlier owner may have begun what it could have had on its way, and one more.
                 lane.add(row.request, row.time_ms, None, taken_over=number <= IN_FLIGHT_MAX)
             # What the news brought meanwhile came after all of this.
-            lane.waiting = dict(sorted(lane.waiting.items()))
+            lane.sort()
             lane.is_taken_over = False
             self._board.queue(lane)
 
@@ -489,7 +489,8 @@ class Runner:
                     lane = self._lane(one.instance)
                     if lane is not None:
                         lane.add(one.opened, one.time_ms, one.event, taken_over=False)
-                        self._staleness.newer_came(lane, one.event.name)
+                        if lane.run is not None:
+                            self._staleness.newer_came(lane.run, one.event.name)
                         touched[one.instance] = lane
                 if lane is None:
                     continue

@@ -10,6 +10,8 @@ import asyncio
 import gc
 import logging
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -23,7 +25,10 @@ import pytest
 
 from eventstore import Config, Diff, EventStore, Kind, ReadTimeout, Rejected, UnsupportedValue
 from processors import Component, ComponentInstance, DiscardPolicy, UpdateFailed
-from processors.stores import give_back, take
+from processors.beginning import begins_alone, has_begun
+from processors.stores import give_back, processing_of, take
+
+ROOT = Path(__file__).parents[2]
 
 #: Longer than any wait here takes, unless something is broken.
 DEADLINE_S = 20.0
@@ -94,6 +99,16 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 # --- opening -------------------------------------------------------------------------------------
+
+
+def test_arguments_may_stand_where_motion_has_them(counter: Component, store: EventStore) -> None:
+    arguments = ("mine", {"start": 2}, "WARNING", "thread", True, 60, ".motionrc.yml", False)
+
+    with counter(*arguments, store=store) as instance:
+        assert instance.disable_update_task
+        assert instance.read_state("count") == 2
+        assert logging.getLogger("processors").level == logging.WARNING
+    logging.getLogger("processors").setLevel(logging.NOTSET)
 
 
 def test_an_instance_has_its_name_and_is_a_context_manager(
@@ -236,6 +251,22 @@ def test_a_reset_instance_begins_anew_and_a_fork_goes_on(
         assert mine.read_state("count") == 7
         assert fork.read_state("count") == 1
         assert fork.read_state("log", "absent") == "absent"
+
+
+def test_it_is_known_whether_an_instance_has_begun_and_can_begin_alone(
+    counter: Component, store: EventStore
+) -> None:
+    store.app("Counter").append("appended", {"count": 1}).result()
+    processing = processing_of(store, "Counter")
+    needy = Component("Needy")
+    needy.init_state(lambda name: {"name": name})
+    with counter("opened", store=store):
+        store.app("Counter").fork("opened", to="forked")
+
+        names = ("opened", "forked", "appended", "absent")
+        assert [has_begun(processing, name) for name in names] == [True, True, False, False]
+        assert begins_alone(counter)
+        assert not begins_alone(needy)
 
 
 def test_a_component_without_init_state_begins_empty(store: EventStore) -> None:
@@ -1247,6 +1278,46 @@ def test_flush_on_exit_waits_for_what_was_run(counter: Component, store: EventSt
             instance.run("note", {"what": number})
 
     assert store.app("Counter").get("mine", "log") == list(range(5))
+
+
+PROGRAM = """
+import sys
+from processors import Component, Diff
+
+component = Component("Program")
+
+@component.update("note")
+def note(state, props):
+    return Diff().append("log", props["n"])
+
+@component.update("anote")
+async def anote(state, props):
+    return Diff().append("log", props["n"])
+
+instance = component("mine", flush_on_exit="flush" in sys.argv, url=sys.argv[1])
+for number in range(20):
+    instance.run(("note", "anote")[number % 2 if "async" in sys.argv else 0], {"n": number})
+if "shut" in sys.argv:
+    instance.shutdown()
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["flush"], ["flush", "async"], ["shut"]])
+def test_a_program_may_end_without_shutting_down(tmp_path: Path, words: list[str]) -> None:
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, str(tmp_path / "log"), *words]
+
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    with EventStore(tmp_path / "log") as store:
+        app = store.app("Program")
+        done = app.get("mine", "log", default=[])
+        assert done == list(range(len(done))), "in order"
+        assert len(done) + len(list(app.pending("mine"))) == 20, "and none is lost"
+        if "flush" in words:
+            assert len(done) == 20
 
 
 def test_what_is_left_pending_is_run_by_the_next_who_opens_the_component(
