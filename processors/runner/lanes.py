@@ -5,6 +5,7 @@ Pure bookkeeping, without threads, clock or log: the engine holds its lock aroun
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -75,7 +76,9 @@ class Lane:
 
     instance: str
     shard: int
-    waiting: dict[int, Waiting] = field(default_factory=dict)
+    #: In log order. An OrderedDict, because a dict whose first entries are taken away, one after
+    #: the other, steps over all of their places each time that somebody asks for the first.
+    waiting: OrderedDict[int, Waiting] = field(default_factory=OrderedDict)
     delayed: dict[int, Waiting] = field(default_factory=dict)
     #: Answered, and the verdict is not known yet; in the order of their answers.
     in_flight: dict[int, Waiting] = field(default_factory=dict)
@@ -155,6 +158,10 @@ class Lane:
         (self.waiting if one.due_ms is None else self.delayed).pop(one.sequence, None)
         self.in_flight[one.sequence] = one
 
+    def sort(self) -> None:
+        """Put what waits into log order."""
+        self.waiting = OrderedDict(sorted(self.waiting.items()))
+
     def break_row(self) -> None:
         """End the row of answers: what is on its way is judged before anything else is begun."""
         self.session = None
@@ -175,7 +182,7 @@ class Lane:
             self.in_flight.pop(one.sequence, None)
             target = self.waiting if one.due_ms is None else self.delayed
             target[one.sequence] = one
-        self.waiting = dict(sorted(self.waiting.items()))
+        self.sort()
 
     @property
     def is_empty(self) -> bool:

@@ -87,10 +87,9 @@ class Staleness:
                 return False
         return False
 
-    def newer_came(self, lane: Lane, name: str) -> None:
+    def newer_came(self, run: Run, name: str) -> None:
         """Look at an async update that a newer request may have made stale. The lock is held."""
-        run = lane.run
-        if run is None or run.cancel is None or run.one.name != name or run.was_cancelled:
+        if run.cancel is None or run.one.name != name or run.was_cancelled:
             return
         policy = policy_of(run.event)
         if policy is not None and policy.running and policy.policy == discards.NUM_NEW_UPDATES:
