@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 EXIT_DONE: Final = 0
-#: `once`: an update has failed. Else: the log or a view cannot be used.
+#: `once`: an update has failed.
 EXIT_FAILED: Final = 1
 #: The deadline of a stop passed while updates were running; they stay pending.
 EXIT_CUT_OFF: Final = 5
@@ -89,6 +89,10 @@ class Daemon:
         self._mutex = threading.Lock()
         self._looked_s = time.monotonic()
         self._is_stopping = False
+        self._started = threading.Event()
+        self._error: BaseException | None = None
+        #: Whether threads of this daemon may go on for ever: the process should end without them.
+        self.is_cut_off = False
         self._said: set[tuple[str, ...]] = set()
         self.runners: list[Runner] = [
             runner_of(store, component, on_event=self._teller(component.name), **options)
@@ -104,10 +108,9 @@ class Daemon:
         Raises:
             EventStoreError: the log or a view cannot be used; what was started is stopped.
         """
+        # Signals are heard while views fold what they have missed, which can take minutes.
+        self._in_thread("start", self._start)
         try:
-            self._start()
-            if self._once:
-                self._in_thread("drain", self._drain)
             return self._live()
         finally:
             self._is_stopping = True
@@ -117,8 +120,11 @@ class Daemon:
                 publisher.close()
 
     def _start(self) -> None:
+        """Start the runners, one after the other; with `once`, wait until they are drained."""
         apps = set(self.store.apps())
         for runner in self.runners:
+            if self._is_stopping:
+                return
             component = runner.component
             say(
                 "start",
@@ -131,7 +137,9 @@ class Daemon:
             runner.start()
             board = Board.of(self.store, component.name)
             self._publishers.append(Publisher(board, component, runner))
-        self._tick()
+        self._started.set()
+        if self._once:
+            self._drain()
 
     def _live(self) -> int:
         """Wait for wishes, and look at the runners meanwhile."""
@@ -145,9 +153,11 @@ class Daemon:
                 self._begin_to_stop()
             elif wish == "stop now":
                 say("stopped", logging.WARNING, why="a second signal", running=self._running())
+                self.is_cut_off = True
                 return EXIT_STOPPED
             elif wish == "failed":
-                return EXIT_FAILED
+                assert self._error is not None
+                raise self._error
             else:
                 self._tick()
                 return self._end(wish)
@@ -160,6 +170,7 @@ class Daemon:
                 why=f"updates still ran after {self._stop_timeout_s:g} s; they stay pending",
                 running=self._running(),
             )
+            self.is_cut_off = True
             return EXIT_CUT_OFF
         totals = [runner.snapshot() for runner in self.runners]
         failed = sum(total.failed for total in totals)
@@ -187,6 +198,11 @@ class Daemon:
 
     def _stop_runners(self) -> None:
         """Stop all runners at the same time, so that they share one deadline."""
+        if not self._started.is_set():
+            # Nothing has run, and nothing ends the fold of a view but the end of the process.
+            self.is_cut_off = True
+            self._wishes.put("stopped")
+            return
         ended: list[bool] = []
         threads = [
             threading.Thread(
@@ -205,27 +221,29 @@ class Daemon:
 
     def _drain(self) -> None:
         """Wait until no runner has anything to run: one may have made work for another."""
-        try:
-            drained = False
-            while not drained and not self._is_stopping:
-                before = self._totals()
-                for runner in self.runners:
-                    while not self._is_stopping and not runner.drain(_TICK_S):
-                        pass
-                drained = self._totals() == before or len(self.runners) == 1
-        except Exception as error:  # whatever it is, nobody else would end this daemon
-            say("error", logging.ERROR, why=f"{type(error).__name__}: {error}")
-            self._wishes.put("failed")
-        else:
-            if not self._is_stopping:
-                self._wishes.put("drained")
+        drained = False
+        while not drained and not self._is_stopping:
+            before = self._totals()
+            for runner in self.runners:
+                while not self._is_stopping and not runner.drain(_TICK_S):
+                    pass
+            drained = self._totals() == before or len(self.runners) == 1
+        if not self._is_stopping:
+            self._wishes.put("drained")
 
     def _totals(self) -> list[tuple[int, int, int]]:
         totals = [runner.snapshot() for runner in self.runners]
         return [(total.applied, total.discarded, total.failed) for total in totals]
 
     def _in_thread(self, name: str, work: Callable[[], None]) -> None:
-        threading.Thread(target=work, name=f"processors-{name}", daemon=True).start()
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:  # whatever it is, nobody else would end this daemon
+                self._error = error
+                self._wishes.put("failed")
+
+        threading.Thread(target=guarded, name=f"processors-{name}", daemon=True).start()
 
     # --- telling ----------------------------------------------------------------------------------
 
@@ -258,7 +276,7 @@ class Daemon:
 
     def _tick(self) -> None:
         """Say what is new, and write the notices."""
-        for publisher in self._publishers:
+        for publisher in list(self._publishers):
             try:
                 notice = publisher.tick()
             except (OSError, EventStoreError) as error:
@@ -320,6 +338,8 @@ class Daemon:
         still_s = time.monotonic() - self._looked_s
         if still_s > _STANDS_STILL_S:
             found.append(f"its main loop has stood still for {still_s:.0f} s")
+        if not self._started.is_set():
+            return found  # a question to a view that folds what it has missed would wait for it
         for runner in self.runners:
             try:
                 runner.processing.catch_up(_PROBE_S)

@@ -129,13 +129,7 @@ def _run_daemon(
         if is_reloaded():
             tell_files(source_files(names))
     from eventstore import EventStoreError
-    from processors.daemon import (
-        EXIT_CUT_OFF,
-        EXIT_FAILED,
-        EXIT_STOPPED,
-        Daemon,
-        stopped_by_signals,
-    )
+    from processors.daemon import EXIT_FAILED, Daemon, stopped_by_signals
     from processors.health import HealthPort
     from processors.logs import say
     from processors.reloading import stop_with_parent
@@ -165,7 +159,7 @@ def _run_daemon(
             # In the log's form: whoever reads it by program reads why it ended, too.
             say("error", logging.ERROR, why=str(error))
             code = EXIT_FAILED
-        if code in (EXIT_CUT_OFF, EXIT_STOPPED):
+        if daemon.is_cut_off:
             # Updates may run on in threads that the interpreter would wait for.
             sys.stderr.flush()
             os._exit(code)

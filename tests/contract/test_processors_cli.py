@@ -72,6 +72,7 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `processors ...` on the folder, in this process."""
     monkeypatch.setenv("EVENTSTORE_URL", str(folder))
+    monkeypatch.setenv("COLUMNS", "160")
     return lambda *arguments: CliRunner().invoke(processors, arguments)
 
 

@@ -126,9 +126,10 @@ def test_a_killed_daemon_is_followed_by_one_that_waits_for_it(
     start: Start, store: EventStore, app: App, folder: Path
 ) -> None:
     daemons = {daemon.process.pid: daemon for daemon in (start(), start())}
-    begin_slow(app, folder)
     board = Board.of(store, "cart")
-    wait_for(lambda: len(board.read()) == 2, "both have their notices up")
+    # The second one's coming moves shards, and an update that runs would run in both.
+    wait_for(lambda: [len(one.shards) for one in board.read()] == [8, 8], "they share the shards")
+    begin_slow(app, folder)
     wait_for(lambda: any(one.running for one in board.read()), "one says that it runs the update")
     (killed,) = [one.process for one in board.read() if one.running]
 
