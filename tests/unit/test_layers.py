@@ -42,7 +42,7 @@ LAYERS = (
         "eventstore.typed",
     ),
     ("eventstore.log", "eventstore.view"),
-    ("eventstore.fold", "eventstore.codec"),
+    ("eventstore.fold", "eventstore.codec", "eventstore.envelope"),
     ("eventstore.rows",),
     ("eventstore.state", "eventstore.diff", "eventstore.values"),
     ("eventstore.events",),
