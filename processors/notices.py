@@ -16,10 +16,11 @@ import os
 import socket
 import sys
 import textwrap
+import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import CodeType
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import orjson
 
+from eventstore.lifetime import abandon_in_child
 from eventstore.locks import FileLock
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ __all__ = [
     "UpdateNotice",
     "code_digest",
     "different_code",
+    "publish",
 ]
 
 logger: Final = logging.getLogger("processors.notices")
@@ -52,6 +55,8 @@ logger: Final = logging.getLogger("processors.notices")
 _RUNNING_MAX: Final = 100
 #: Rates are taken over so many seconds, and so they are 0 so long after the last update.
 _RATE_S: Final = 10.0
+#: How often a notice is looked at by `publish`.
+_TICK_S: Final = 1.0
 #: How long a process that finds its own lock taken waits for whoever looks at it.
 _LOCK_TIMEOUT_S: Final = 5.0
 
@@ -302,6 +307,74 @@ def _relays(runner: Runner) -> Iterator[RelayNotice]:
         yield RelayNotice(
             one.trigger_id, one.watched, one.state, one.lag_events, lag_ms, one.error_last
         )
+
+
+# --- runners of a program that is no daemon -------------------------------------------------------
+
+
+class _Publishing:
+    """The thread that keeps the notices of this process's shared runners up to date."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        #: runner -> its publisher, made by the thread: digests of code take their time.
+        self._publishers: dict[Runner, Publisher | None] = {}
+        self._thread: threading.Thread | None = None
+        abandon_in_child(self)
+
+    def add(self, runner: Runner) -> None:
+        with self._changed:
+            self._publishers[runner] = None
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="processors-notices", daemon=True
+                )
+                self._thread.start()
+
+    def remove(self, runner: Runner) -> None:
+        with self._changed:
+            publisher = self._publishers.pop(runner, None)
+            if publisher is not None:
+                publisher.close()
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._publishers:
+                # First wait: a program that ends at once has nothing to show.
+                self._changed.wait(_TICK_S)
+                for runner in list(self._publishers):
+                    self._tick(runner)
+            self._thread = None
+
+    def _tick(self, runner: Runner) -> None:
+        publisher = self._publishers[runner]
+        try:
+            if publisher is None:
+                board = Board.of(runner.store, runner.component.name)
+                publisher = Publisher(board, runner.component, runner)
+                self._publishers[runner] = publisher
+            publisher.tick()
+        except Exception:  # a notice is never a reason to disturb the program
+            logger.debug("no notice of %s", runner.component.name, exc_info=True)
+
+    def abandon(self) -> None:
+        """Begin anew in a forked child; the parent's runners are not its own."""
+        self._changed = threading.Condition()
+        self._publishers = {}
+        self._thread = None
+
+
+_publishing: Final = _Publishing()
+
+
+def publish(runner: Runner) -> Callable[[], None]:
+    """Keep a runner's notice up to date from a thread of this process; return what ends that.
+
+    End it before the runner stops.
+    """
+    _publishing.add(runner)
+    return lambda: _publishing.remove(runner)
 
 
 # --- one update, one code -------------------------------------------------------------------------

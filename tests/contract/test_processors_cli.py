@@ -7,6 +7,7 @@ live on are in tests/fault/test_daemon.py. Each test has a folder and a module o
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -14,12 +15,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from click.testing import CliRunner, Result
 
-from eventstore import Discard, EventStore
+from eventstore import Discard, EventStore, LogUnavailable
 from eventstore.processing import Processing
 from processors.cli import processors
 from processors.cli.loading import load_component
@@ -27,9 +28,10 @@ from processors.component import Component
 from processors.daemon import Daemon
 from processors.failures import discard_failure, open_failures, retry_failure
 from processors.logs import written_logs
-from processors.notices import Board, Notice, Publisher, code_digest
+from processors.notices import Board, Notice, Publisher, code_digest, publish
 from processors.runner import Runner
 from processors.status import status_of
+from tests.contract.logs import eventually
 
 Run = Callable[..., Result]
 
@@ -435,6 +437,76 @@ def test_two_codes_of_one_update_are_a_fault(folder: Path, run: Run, module: str
 
     assert [name for name, _, _ in status.different_code] == ["add/keep"]
     assert "run 'add/keep' with different code" in status.faults[-1]
+
+
+def test_a_program_that_is_no_daemon_can_be_seen_too(folder: Path, module: str) -> None:
+    component = load_component(f"{module}:cart")
+    with EventStore(folder) as store:
+        runner = Runner(store, component).start()
+        board = Board.of(store, "cart")
+
+        end = publish(runner)
+
+        assert eventually(lambda: [len(one.shards) for one in board.read()] == [16])
+        end()
+        assert board.read() == []
+        runner.stop()
+
+
+def test_a_daemon_can_be_stopped_while_its_views_are_folded(folder: Path, module: str) -> None:
+    folds, folded = threading.Event(), threading.Event()
+
+    class Folding(Runner):
+        def start(self) -> Self:
+            folds.set()
+            folded.wait(30)
+            return self
+
+    with EventStore(folder) as store:
+        daemon = Daemon(store, [load_component(f"{module}:cart")], runner_of=Folding)
+        codes: list[int] = []
+        life = threading.Thread(target=lambda: codes.append(daemon.run()))
+        life.start()
+        assert folds.wait(30)
+        faults = daemon.faults()
+
+        daemon.stop()
+        life.join(30)
+        folded.set()
+
+    assert faults == []
+    assert (codes, daemon.is_cut_off) == ([0], True)
+
+
+def test_a_daemon_that_cannot_start_raises_why(folder: Path, module: str) -> None:
+    class Broken(Runner):
+        def start(self) -> Self:
+            raise LogUnavailable("the disk is on fire")
+
+    with EventStore(folder) as store:
+        daemon = Daemon(store, [load_component(f"{module}:cart")], runner_of=Broken)
+
+        with pytest.raises(LogUnavailable, match="on fire"):
+            daemon.run()
+
+
+def test_status_is_watched_until_ctrl_c(folder: Path) -> None:
+    request(folder, {"by": 1})
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "processors", "status", "--watch", "--url", str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    with watching.stdout:
+        first = json.loads(watching.stdout.readline())
+        request(folder, {"by": 2})
+        while (later := json.loads(watching.stdout.readline()))["pending"] == 1:
+            pass
+        watching.send_signal(signal.SIGINT)
+
+        assert (first["pending"], later["pending"]) == (1, 2)
+        assert watching.wait(30) == 130
 
 
 def test_the_notice_of_a_process_that_died_is_taken_away(tmp_path: Path) -> None:
