@@ -15,7 +15,7 @@ from eventstore import Diff, Discard, EventTooLarge, Kind, Verdict
 from eventstore.events import Event
 from eventstore.processing import Folded, Processing
 from eventstore.testing import fault_point
-from processors.component import Component
+from processors.component import Component, Update
 from processors.results import LiveStates, has_hooks
 from processors.runner import answers
 from processors.runner.board import UNAVAILABLE_WAIT_S, Board
@@ -24,12 +24,15 @@ from processors.runner.lanes import Lane, Waiting
 from processors.runner.staleness import Staleness
 from processors.runner.workers import HandlerRaised, WorkerDied
 
-__all__ = ["CRASHES_MAX", "Answering"]
+__all__ = ["Answering"]
 
 logger: Final = logging.getLogger("processors.runner")
 
-#: After so many runs that ended with their process, a request is a failure.
-CRASHES_MAX: Final = 3
+#: After so many runs that ended with the process made for them, a request is a failure.
+_CRASHES_MAX: Final = 3
+#: After so many attempts it is one although it was its owners that ended: what ends them may be
+#: in the request after all (a container that runs out of memory ends as a whole).
+_TAKE_OVERS_MAX: Final = 10
 #: Exceptions of handlers kept for whoever waits for their request in this process.
 _ERRORS_MAX: Final = 256
 
@@ -161,10 +164,44 @@ class Answering:
             lane.given_up.discard(one.name)
         self.fail(lane, one, reason, error=error, version=run.session.state.version)
 
+    def has_crashed_enough(self, lane: Lane, one: Waiting, update: Update) -> bool:
+        """Whether a request that was begun so often, and never answered, is to blame for it.
+
+        Owners are killed for many reasons, and what they happened to run is innocent. So the
+        second owner that finds a request begun runs it in a process made for it, and from then on
+        the end of that process speaks against the request, and the end of the owner hardly does.
+        """
+        crashes_max = max(_CRASHES_MAX, update.retry.attempts)
+        return one.runs >= crashes_max and (
+            one.runs >= max(_TAKE_OVERS_MAX, crashes_max) or self._crashes(lane, one) >= crashes_max
+        )
+
+    def _crashes(self, lane: Lane, one: Waiting) -> int:
+        """Count in the history the runs that ended with the process made for them."""
+        head = self._processing.head(lane.instance)
+        count = 0
+        for sequence in range(one.sequence + 1, 0 if head is None else head.sequence):
+            entry = self._processing.entry(lane.instance, sequence)
+            if entry is None or entry.event.kind != Kind.ATTEMPT or entry.event.answer is None:
+                continue
+            if entry.event.answer.cause == one.sequence and entry.verdict == Verdict.ACCEPTED:
+                count += b'"why":"crashed"' in entry.event.body
+        return count
+
+    def was_begun_enough(self, run: Run) -> bool:
+        """Whether a request that cannot have a process of its own is to blame all the same."""
+        return run.one.runs > max(_CRASHES_MAX, run.update.retry.attempts)
+
+    def set_aside_crashed(self, lane: Lane, one: Waiting) -> None:
+        """Fail a request that has crashed enough, without running it once more."""
+        message = f"it was begun {one.runs} times, and each time its process ended before it"
+        self.fail(lane, one, "crashed", message)
+
     def died(self, run: Run, error: WorkerDied) -> None:
         """Count a run that took its process down; run it again, or set it aside."""
         lane, one = run.lane, run.one
-        if one.runs < max(CRASHES_MAX, run.update.retry.attempts):
+        crashes_max = max(_CRASHES_MAX, run.update.retry.attempts)
+        if one.runs < crashes_max or self._crashes(lane, one) + 1 < crashes_max:
             one.suspect = True
             self.record_attempt(lane, one, "crashed", str(error))
         else:

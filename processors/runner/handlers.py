@@ -171,7 +171,10 @@ class Handlers:
                 done = workers.run(task, run.calls)
         except NotImportable as error:
             if not self._is_for_process(run.update):
-                # A suspect whose component no child can find: its attempts are counted at least.
+                # A suspect whose component no child can find, and which may end this process.
+                if answering.was_begun_enough(run):
+                    answering.set_aside_crashed(run.lane, run.one)
+                    return False
                 return self._begin_async(run) if run.update.is_async else self._run_here(run)
             answering.raised(run, error)
         except WorkerDied as error:

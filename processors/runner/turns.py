@@ -15,7 +15,7 @@ from typing import Final
 from eventstore.processing import Processing
 from eventstore.testing import fault_point
 from processors.component import Component, Update
-from processors.runner.answering import CRASHES_MAX, Answering
+from processors.runner.answering import Answering
 from processors.runner.board import Board
 from processors.runner.handlers import Handlers
 from processors.runner.handling import Run
@@ -159,13 +159,12 @@ class Turns:
 
         A handler that takes its process down would else take down one owner after the other.
         """
-        if one.runs >= max(CRASHES_MAX, update.retry.attempts):
-            message = f"it was begun {one.runs} times, and each time its process ended before it"
-            self._answering.fail(lane, one, "crashed", message)
+        if self._answering.has_crashed_enough(lane, one, update):
+            self._answering.set_aside_crashed(lane, one)
             return True
         if one.suspect:
             one.taken_over = False
-            return not self._answering.record_attempt(lane, one, "crashed")
+            return not self._answering.record_attempt(lane, one, "takeover")
         with self._board.mutex:
             row = lane.maybe_begun(_TURN_UPDATES_MAX) if one.due_ms is None else [one]
         self._answering.record_take_over(lane, row)

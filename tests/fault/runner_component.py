@@ -1,15 +1,15 @@
 """The component that crash tests run: every request leaves its token in its instance's `log`.
 
 In a module of its own, so that `processors run tests.fault.runner_component:component` and spawned
-processes find it. A test's wishes come with the props: how long the handler takes (`pause_s`), and
-the file in which the world outside counts the calls that reach it (`calls`).
+processes find it. A test's wishes come with the props: how long the handler takes (`pause_s`, or
+until a file named `gate` is there), and the file in which the world outside counts the calls that
+reach it (`calls`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 import uuid
 from collections.abc import Mapping
@@ -18,9 +18,6 @@ from typing import Any
 from eventstore import Diff, State
 from processors.component import Component
 from processors.context import Context
-
-#: In the environment: the token at whose handler's end its process stops itself, with SIGSTOP.
-STOP_VARIABLE = "FOLDLOG_TEST_STOP_AT"
 
 #: How a process ends that runs `poison`.
 POISON_EXIT_CODE = 33
@@ -31,8 +28,8 @@ component = Component("chaos")
 @component.update("k")
 def note(state: State, props: Mapping[str, Any]) -> Diff:
     time.sleep(props.get("pause_s", 0))
-    if props["token"] == os.environ.get(STOP_VARIABLE):
-        os.kill(os.getpid(), signal.SIGSTOP)
+    while "gate" in props and not os.path.exists(props["gate"]):
+        time.sleep(0.01)
     return Diff().append("log", props["token"])
 
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from eventstore import EventStore, Kind, State, Verdict
+from eventstore import App, EventStore, Kind, State, Verdict
 from processors.component import Component
 from processors.context import Context
 from processors.runner import Runner
+from tests.contract.logs import eventually
 from tests.fault.runner_component import POISON_EXIT_CODE, component
 from tests.fault.runner_processes import daemon_child, examine, runner_child, token_of
 
@@ -197,6 +198,38 @@ def test_an_input_that_changes_while_an_effect_runs_is_what_the_final_value_refl
 
         assert app.get("i", "derived") == 20
     assert asked == [1, 2]
+
+
+# --- who is to blame ------------------------------------------------------------------------------
+
+
+def test_a_request_is_not_blamed_for_the_deaths_of_processes_that_happened_to_run_it(
+    tmp_path: Path,
+) -> None:
+    gate = tmp_path / "gate"
+    with EventStore(tmp_path / "log") as store:
+        app = store.app(component.name)
+        app.request("i", "k/note", {"token": "slow", "gate": str(gate)}).result()
+        app.request("i", "k/note", {"token": "next"}).result()
+
+        for deaths in range(1, 6):
+            with daemon_child(tmp_path / "log") as killed:
+                assert eventually(lambda deaths=deaths: attempts(app, "i") >= deaths)  # type: ignore[misc]
+                killed.kill()
+        gate.touch()
+        run_what_is_left(store)
+
+        assert app.get("i", "log") == ["slow", "next"]
+
+
+def attempts(app: App, instance: str) -> int:
+    """Count the attempts at the first request of an instance."""
+    return sum(
+        entry.event.kind == Kind.ATTEMPT
+        and entry.event.answer is not None
+        and entry.event.answer.cause == 0
+        for entry in app.history(instance)
+    )
 
 
 # --- a handler that ends its process --------------------------------------------------------------
