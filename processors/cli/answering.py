@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from eventstore.cli.exits import EXIT_NOT_FOUND
 from eventstore.cli.output import note, plain, write_json
 from eventstore.cli.session import Session, app_argument, pass_session, shared_options, topic_of
 from processors.cli.showing import failures, pending, update_option
@@ -20,7 +21,9 @@ __all__ = ["COMMANDS"]
 
 
 class _NotFound(click.ClickException):
-    exit_code = 3
+    """There is nothing of what was named."""
+
+    exit_code = EXIT_NOT_FOUND
 
 
 @contextmanager

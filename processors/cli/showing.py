@@ -365,16 +365,14 @@ def _failure_rows(
     from processors.failures import open_failures
 
     for processing in _processings(store, app):
-        found = processing.app.failures if with_closed else _open_of(processing, open_failures)
-        for entry in found(instance):
+        found = (
+            processing.app.failures(instance)
+            if with_closed
+            else open_failures(processing, instance)
+        )
+        for entry in found:
             if update is None or update == entry.event.name:
                 yield processing, entry
-
-
-def _open_of(
-    processing: Processing, open_failures: Callable[..., Iterator[Entry]]
-) -> Callable[[str | None], Iterator[Entry]]:
-    return lambda instance: open_failures(processing, instance)
 
 
 def _facts(entry: Entry) -> dict[str, Any]:

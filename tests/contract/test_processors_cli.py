@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +22,14 @@ from typing import Any, Self
 import pytest
 from click.testing import CliRunner, Result
 
-from eventstore import Discard, EventStore, LogUnavailable
+from eventstore import Discard, EventStore, LogUnavailable, ReadTimeout
 from eventstore.processing import Processing
 from processors.cli import processors
 from processors.cli.loading import load_component
 from processors.component import Component
 from processors.daemon import Daemon
 from processors.failures import discard_failure, open_failures, retry_failure
+from processors.health import HealthPort
 from processors.logs import written_logs
 from processors.notices import Board, Notice, Publisher, code_digest, publish
 from processors.runner import Runner
@@ -488,6 +491,51 @@ def test_a_daemon_that_cannot_start_raises_why(folder: Path, module: str) -> Non
 
         with pytest.raises(LogUnavailable, match="on fire"):
             daemon.run()
+
+
+def test_a_log_that_cannot_be_reached_is_a_fault_and_a_view_that_folds_is_none(
+    folder: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EventStore(folder) as store:
+        daemon = Daemon(store, [load_component(f"{module}:cart")])
+        life = threading.Thread(target=daemon.run)
+        life.start()
+        assert eventually(lambda: bool(daemon.notices()))
+        assert daemon.runners[0].drain(30)
+
+        def raising(error: Exception) -> Callable[[float], None]:
+            def catch_up(timeout_s: float) -> None:
+                raise error
+
+            return catch_up
+
+        processing = daemon.runners[0].processing
+        with monkeypatch.context() as patch:
+            patch.setattr(processing, "catch_up", raising(LogUnavailable("no broker")))
+            unreachable = daemon.faults()
+            patch.setattr(processing, "catch_up", raising(ReadTimeout("folds")))
+            folding = daemon.faults()
+        daemon.stop()
+        life.join(30)
+
+    assert unreachable == ["cart: no broker"]
+    assert folding == []
+    assert daemon.faults()[0] == "it is stopping"
+
+
+def test_without_prometheus_client_the_page_says_how_to_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+
+    with HealthPort("127.0.0.1", 0, lambda: [], lambda: []) as port:
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(f"{port.address}/metrics", timeout=30)
+        with raised.value as answer:
+            text = answer.read().decode()
+
+    assert raised.value.code == 501
+    assert 'pip install "foldlog[metrics]"' in text
 
 
 def test_status_is_watched_until_ctrl_c(folder: Path) -> None:
