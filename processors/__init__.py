@@ -43,9 +43,11 @@ if TYPE_CHECKING:
     from processors.migrate import MigrationResult, StateMigrator
     from processors.policy import DiscardPolicy, Retry
     from processors.properties import Params, Properties
+    from processors.relay_change import Change
     from processors.submitted import Outcome, Submission, Submitted, UpdateFailed
 
 __all__ = [
+    "Change",
     "Changed",
     "Component",
     "ComponentInstance",
@@ -84,6 +86,7 @@ _HOMES: Final = {
         "processors.instances",
     ),
     **dict.fromkeys(("MigrationResult", "StateMigrator"), "processors.migrate"),
+    "Change": "processors.relay_change",
     "Context": "processors.context",
 }
 

@@ -77,14 +77,16 @@ class RelayStatus(NamedTuple):
     """How one relay is: for `processors status` and the metrics.
 
     `trigger_id` is None for the outboxes. `lag_events` counts the events of the watched app that
-    it has not dealt with, about; `lag_ms` is the age of the oldest of them. `sent` counts what
-    was sent since this relay began here, `undelivered` what it noted as impossible to deliver,
-    `errors` failures that it got or gets over.
+    it has not dealt with, about, and is 0 only when there is nothing left for it to do; `lag_ms`
+    is the age of the oldest of them. `sent` counts what was sent since this relay began here,
+    `undelivered` what it noted as impossible to deliver, `errors` its failures; `error_last` is
+    why it fails now.
     """
 
     trigger_id: str | None
     watched: str
-    state: str  #: "waiting" for the app to begin, "catching up", "level", "failing", "stopped"
+    #: "starting", "waiting" for the app to begin, "catching up", "level", "failing" or "stopped".
+    state: str
     lag_events: int
     lag_ms: int
     sent: int
@@ -144,6 +146,8 @@ class Relay:
         self._taken: list[Folded] = []
         self._open: list[Delivery] | None = None
         self._is_busy = False
+        #: Whether there is no app to watch yet.
+        self._is_waiting = False
         #: When the cursor is due, monotonic; None while nothing was sent since the last.
         self._cursor_at_s: float | None = None
         self._retry_at_s = 0.0
@@ -185,7 +189,9 @@ class Relay:
     def _step(self) -> float:
         self._is_busy = True  # first: what is taken below is not in the feed any more
         feed = self._feed or self._begin()
+        self._is_waiting = feed is None
         if feed is None:
+            self._recovered()
             return _LOOK_INTERVAL_S
         if not self._taken:
             self._taken = feed.take(_BATCH_EVENTS_MAX)
@@ -196,7 +202,7 @@ class Relay:
         if self._taken and not self._is_done():
             return self._pause()
         self._taken, self._open = [], None
-        self._is_failing, self._pause_s = False, _PAUSE_S
+        self._recovered()
         self._move_cursor_when_due(feed)
         if not feed.is_level:
             return 0.0
@@ -227,6 +233,9 @@ class Relay:
                 exc_info=error if unexpected else None,
             )
         self._is_failing = True
+
+    def _recovered(self) -> None:
+        self._is_failing, self._error_last, self._pause_s = False, None, _PAUSE_S
 
     def _pause(self) -> float:
         pause_s = self._pause_s
@@ -491,7 +500,6 @@ class Relay:
         )
         self._record.note(about, target[:200], reason[:2_000])
         self._undelivered += 1
-        self._error_last = f"event {sequence} of {instance}: {reason}"
 
     def _move_cursor_when_due(self, feed: Feed) -> None:
         due = self._cursor_at_s is not None and time.monotonic() >= self._cursor_at_s
@@ -513,6 +521,8 @@ class Relay:
                 lag_ms = feed.age_ms(taken[0] if taken else None) if lag_events else 0
             except EventStoreError:
                 pass  # the view is being opened anew, or was closed
+        if self._may_have_work(feed):
+            lag_events = max(1, lag_events)
         return RelayStatus(
             self.trigger_id,
             self.watched_name,
@@ -525,13 +535,19 @@ class Relay:
             self._error_last,
         )
 
+    def _may_have_work(self, feed: Feed | None) -> bool:
+        """Whether it is in the middle of a step, or has not looked at anything yet."""
+        if self._is_closed or self._is_wrong:
+            return False
+        return self._is_busy if feed is not None else not self._is_waiting
+
     def _state(self, feed: Feed | None) -> str:
         if self._is_closed:
             return "stopped"
         if self._is_failing:
             return "failing"
         if feed is None:
-            return "waiting"
+            return "waiting" if self._is_waiting else "starting"
         is_level = feed.is_level and not self._taken and not self._is_busy
         return "level" if is_level else "catching up"
 

@@ -21,7 +21,7 @@ from eventstore.processing import Processing
 from eventstore.view.instance import Instance
 from processors.component import Component, changed
 from processors.policy import DiscardPolicy
-from processors.relay import Relays, RelayStatus
+from processors.relay import Relay, Relays, RelayStatus
 from processors.relay_change import Change
 from processors.relay_record import UNDELIVERED, system_instance
 from tests.contract.logs import eventually
@@ -469,6 +469,24 @@ def test_a_relay_without_a_cursor_begins_at_its_start_and_repeats_nothing(
 
     assert [props_of(one)["version"] for one in requests(store, "shop")] == list(range(1, 22))
     assert status_of(second, "shop.refresh").sent == 1
+
+
+def test_a_relay_that_has_not_looked_yet_does_not_say_that_nothing_is_left(
+    store: EventStore,
+) -> None:
+    component = watching("n", start="beginning")
+    shop = Processing(store.app("shop"))
+    shop.app.append("u-1", {"n": 1}).result()
+    relay = Relay(store, component, component.updates["refresh"], shop, lambda: None)
+
+    before = relay.status()
+    relay.step()
+    relay.step()
+    after = relay.status()
+    relay.close()
+
+    assert (before.state, before.lag_events) == ("starting", 1)
+    assert (after.state, after.lag_events, after.sent) == ("level", 0, 1)
 
 
 def test_an_idle_app_gets_no_cursors(store: EventStore, start: Start) -> None:
