@@ -13,7 +13,7 @@ from typing import Final
 
 import orjson
 
-from eventstore import Entry, Event, Kind, OutcomeUnknown, Verdict
+from eventstore import Entry, Event, Kind, OutcomeUnknown, Rejected, Verdict
 from eventstore.events import Answer, Origin, Source
 from eventstore.processing import Processing
 
@@ -74,6 +74,7 @@ def retry_failure(processing: Processing, failure: Entry, *, actor: str | None =
         source=_source(cause),
         request=policy,
         origin=Origin(actor) if actor else None,
+        generation=processing.generation(),
     )
     entry = _counted_once(processing, failure.instance, event)
     if entry.event.kind != Kind.REQUEST:
@@ -98,6 +99,7 @@ def discard_failure(processing: Processing, failure: Entry, *, actor: str | None
         orjson.dumps({"cause": cause}),
         source=_source(cause),
         origin=Origin(actor) if actor else None,
+        generation=processing.generation(),
     )
     return _counted_once(processing, failure.instance, event)
 
@@ -140,7 +142,11 @@ def _source(cause: int) -> Source:
 
 
 def _counted_once(processing: Processing, instance: str, event: Event) -> Entry:
-    """Append an event that counts once by its nature; return it, or the one that it repeats."""
+    """Append an event that counts once by its nature; return it, or the one that it repeats.
+
+    Raises:
+        Rejected: it had no effect; the message says why.
+    """
     while True:
         receipt = processing.send([(instance, event)])[0]
         try:
@@ -148,7 +154,9 @@ def _counted_once(processing: Processing, instance: str, event: Event) -> Entry:
         except OutcomeUnknown:
             continue  # sent again, it is a duplicate of itself
         break
-    if entry.verdict == Verdict.DUPLICATE and entry.winner is not None:
-        winner = processing.entry(instance, entry.winner)
+    if entry.verdict == Verdict.DUPLICATE:
+        winner = None if entry.winner is None else processing.entry(instance, entry.winner)
         return entry if winner is None else winner
+    if entry.verdict != Verdict.ACCEPTED:
+        raise Rejected(processing.name, instance, entry.reason)
     return entry

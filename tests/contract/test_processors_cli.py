@@ -275,6 +275,21 @@ def test_a_discarded_failure_is_a_note_and_can_be_retried_no_more(
         assert discard_failure(Processing(app), failure).sequence == note.sequence
 
 
+def test_a_failure_can_be_retried_after_its_log_was_repaired(
+    folder: Path, run: Run, module: str
+) -> None:
+    request(folder, {"by": 1, "bad": True}, {"by": 2, "bad": True})
+    run("run", f"{module}:cart", "--once")
+    with EventStore(folder) as store:
+        store.app("cart").repair(accept_loss=True)
+
+    assert run("failures", "retry", "cart", "u-1", "0").exit_code == 0
+    assert run("failures", "discard", "cart", "u-1", "1").exit_code == 0
+
+    assert answers(run("failures")) == []
+    assert [one["update"] for one in answers(run("pending"))] == ["add/keep"]
+
+
 def test_all_failures_of_an_app_or_of_an_update_are_retried_together(
     folder: Path, run: Run, module: str
 ) -> None:
