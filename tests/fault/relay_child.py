@@ -123,11 +123,14 @@ def serve(store: EventStore, arguments: list[str]) -> None:
     name, count = arguments
     orders = store.app("orders")
     for number in range(int(count)):
-        orders.append(
+        written = orders.append(
             f"o-{number % ORDERS}",
             {"status": f"{name}-{number}"},
             idempotency_key=f"{name}-{number}",
-        ).result()
+        )
+        if number % 4 == 0:
+            written.result()  # so that there are many group commits, and not for too long
+    store.flush()
     print("done", flush=True)
 
 
