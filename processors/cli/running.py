@@ -157,7 +157,7 @@ def _run_daemon(
             code = daemon.run()
         except EventStoreError as error:
             # In the log's form: whoever reads it by program reads why it ended, too.
-            say("error", logging.ERROR, why=str(error))
+            say("cannot run", logging.ERROR, why=str(error))
             code = EXIT_FAILED
         if daemon.is_cut_off:
             # Updates may run on in threads that the interpreter would wait for.

@@ -39,3 +39,8 @@ class VerbGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs: what lists has no name of its own."""
         return [name for name in super().list_commands(ctx) if name != _LIST]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the options of the list, which are this command's own, and the verbs."""
+        click.Command.format_options(self.commands[_LIST], ctx, formatter)
+        self.format_commands(ctx, formatter)

@@ -317,6 +317,14 @@ def test_options_may_stand_before_a_verb(
     assert run("pending", *before, "discard", "cart", "u-1", "0").exit_code == 0
 
 
+def test_the_help_of_a_list_has_its_options_and_its_verbs(run: Run) -> None:
+    shown = run("failures", "--help").stdout
+
+    for word in ("--traceback", "--update", "--limit", "retry", "discard"):
+        assert word in shown
+    assert "--all" in run("failures", "retry", "--help").stdout
+
+
 # --- pending and discards -------------------------------------------------------------------------
 
 
