@@ -267,6 +267,8 @@ class Answering:
         for cause in folded.closed:
             ours = lane.in_flight.get(cause)
             lane.closed(cause)
+            # One that was refused, and waits for the rest of its row, must not wait again.
+            lane.refused = [one for one in lane.refused if one.sequence != cause]
             if ours is None:
                 continue
             if not _is_ours(lane, folded.event):
@@ -292,8 +294,12 @@ class Answering:
         if ours is None or not event.answer.closes or not _is_ours(lane, event):
             return  # of another runner, or of an earlier row of ours
         del lane.in_flight[event.answer.cause]
-        lane.refused.append(ours)
         self._live.forget(lane.instance)
+        if folded.verdict == Verdict.DUPLICATE:
+            # Somebody else closed it while it ran here: run again, it would only be one more.
+            lane.break_row()
+            return
+        lane.refused.append(ours)
         if lane.is_broken:
             return  # only the first was refused on its own account, and the rest fall with it
         lane.is_broken = True

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from eventstore import App, EventStore, Kind, State, Verdict
+from eventstore import App, Diff, EventStore, Kind, State, Verdict
+from eventstore.events import Answer, Event
+from eventstore.processing import Processing
 from processors.component import Component
 from processors.context import Context
 from processors.runner import Runner
@@ -230,6 +232,42 @@ def attempts(app: App, instance: str) -> int:
         and entry.event.answer.cause == 0
         for entry in app.history(instance)
     )
+
+
+# --- somebody else is faster ----------------------------------------------------------------------
+
+
+def test_a_request_that_somebody_else_answers_while_it_runs_is_not_run_again(
+    tmp_path: Path,
+) -> None:
+    contested = Component("contested")
+    runs: list[int] = []
+
+    with EventStore(tmp_path) as store:
+        app = store.app("contested")
+        processing = Processing(app)
+
+        @contested.update("k")
+        def note(state: State, props: Mapping[str, Any]) -> Diff:
+            runs.append(props["n"])
+            if props["n"] == 1:
+                other = Event(
+                    Kind.DIFF,
+                    "k/note",
+                    Diff().append("log", "other").encode(),
+                    answer=Answer(1, 0, True),
+                )
+                processing.send([("i", other)])[0].entry()
+            return Diff().append("log", props["n"])
+
+        receipts = [app.request("i", "k/note", {"n": n}) for n in range(3)]
+        runner = Runner(store, contested).start()
+        runner.complete(receipts, WAIT_S)
+        assert runner.drain(WAIT_S)
+        runner.stop(WAIT_S)
+
+        assert app.get("i", "log") == [0, "other", 2]
+    assert runs.count(1) == 1
 
 
 # --- a handler that ends its process --------------------------------------------------------------
