@@ -67,6 +67,9 @@ class Channel:
         #: partition -> the newest receipt that a read may have to wait for.
         self._newest: dict[int, Receipt] = {}
         self._failed: list[Receipt] = []
+        #: The log's stamp as of the newest refresh, and how long it is good for at most.
+        self._fresh_stamp: int | None = None
+        self._fresh_until_s = 0.0
         self._closed = False
         self._repairs: int | None = None
         abandon_in_child(self)
@@ -203,9 +206,21 @@ class Channel:
                 offsets = self._offsets_of(follower, after, deadline)
                 follower.wait_for(offsets, deadline - time.monotonic())
             if fresh:
-                partition = None if instance is None else self.partition(follower, instance)
-                follower.catch_up(deadline - time.monotonic(), partition)
+                self._refresh(follower, instance, deadline)
         return follower
+
+    def _refresh(self, follower: Follower, instance: str | None, deadline: float) -> None:
+        """Fold everything acknowledged to anyone; next to nothing where there was no commit."""
+        stamp = self.log.stamp(follower.topic)
+        is_known = stamp is not None and stamp == self._fresh_stamp
+        if is_known and time.monotonic() < self._fresh_until_s and not follower.is_stopped:
+            return
+        partition = None if instance is None else self.partition(follower, instance)
+        follower.catch_up(deadline - time.monotonic(), partition)
+        if follower.topic.partitions == 1:
+            # A process that could not raise the stamp is not believed for ever.
+            self._fresh_until_s = time.monotonic() + self.config.poll_interval_ms / 1_000
+            self._fresh_stamp = stamp
 
     def is_ready(self, instance: str) -> bool:
         """Whether a read of this instance has nothing to wait for."""

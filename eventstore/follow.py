@@ -47,6 +47,9 @@ _PUBLISH_RECORDS: Final = 100_000
 _REPORT_INTERVAL_S: Final = 0.5
 #: How often `close` wakes a thread that may be about to wait.
 _WAKE_INTERVAL_S: Final = 0.01
+#: A reader that folds in its own thread is left to it for so long: two threads that fold by turns
+#: wait for each other, and each commit would wake the one that is not needed.
+_ATTENDED_S: Final = 0.002
 #: How often a reader that waits for a position looks at its deadline, and whether all is closed.
 _READER_WAIT_S: Final = 0.25
 
@@ -98,6 +101,8 @@ class Follower:
         self.behind = False
         self._closing = threading.Event()
         self._published_at = 0
+        #: When a reader last folded in its own thread (time.monotonic()).
+        self._attended_s = 0.0
         self._watchers: tuple[Callable[[Sequence[Folded]], None], ...] = ()
         self._thread = threading.Thread(
             target=self._run, name=f"eventstore-view-{topic.name}", daemon=True
@@ -248,6 +253,7 @@ class Follower:
                     except RuntimeError:
                         pass  # not ours
                 self.check(partition)
+                self._attended_s = time.monotonic()
                 if not moved:
                     wanted = {partition: self.offsets_next[partition]}
                     self._log.wait(self.topic, wanted, min(left, _READER_WAIT_S))
@@ -550,7 +556,9 @@ class Follower:
             if partition not in self._stopped
         }
         if wanted:
-            self._log.wait(self.topic, wanted, _WAIT_S)
+            found = self._log.wait(self.topic, wanted, _WAIT_S)
+            if found and time.monotonic() - self._attended_s < _ATTENDED_S:
+                self._closing.wait(_ATTENDED_S)
         else:
             self._pause()
 

@@ -34,6 +34,7 @@ from eventstore.log.ownership import SHARDS, ShardOwners
 from eventstore.log.sqlite_checks import diagnose
 from eventstore.log.sqlite_file import SqliteFile, refuse_network_filesystem
 from eventstore.log.sqlite_writer import SqliteWriter
+from eventstore.log.stamp import Stamp
 from eventstore.log.waiting import Waiting
 
 __all__ = ["SqliteLog"]
@@ -78,7 +79,8 @@ class SqliteLog(Log):
         self._inode: tuple[int, int] | None = None
         self._news = Nudges(self.folder / "news")
         self._waiting = Waiting(self._news)
-        self._writer = SqliteWriter(self.folder, self._file, self._news, config)
+        self._stamp = Stamp(self.folder / "news" / "commits")
+        self._writer = SqliteWriter(self.folder, self._file, self._news, self._stamp, config)
         self._queue = GroupCommit(
             self._writer,
             buffer_bytes_max=config.buffer_bytes_max,
@@ -252,6 +254,10 @@ class SqliteLog(Log):
             last = connection.execute(f"SELECT max(offset) FROM {table}").get
         return int(last) + 1 if last is not None else 0
 
+    def stamp(self, topic: Topic) -> int | None:
+        """Return the number of commits that the processes of this machine have counted."""
+        return None if self._closed else self._stamp.read()
+
     def offset_at(self, topic: Topic, partition: int, time_ms: int) -> int:
         """Return the first offset whose record's time is at or after `time_ms`, else the end."""
         table = self._table(topic, partition)
@@ -353,6 +359,7 @@ class SqliteLog(Log):
         self._waiting.close()
         self._news.close()
         self._writer.close()
+        self._stamp.close()
         while self._readers:
             self._readers.pop().close()
 

@@ -21,6 +21,7 @@ from eventstore.log.base import Append
 from eventstore.log.group_commit import Job
 from eventstore.log.nudges import Nudges
 from eventstore.log.sqlite_file import SqliteFile
+from eventstore.log.stamp import Stamp
 from eventstore.testing import fault_point
 
 __all__ = ["SqliteWriter", "Turn"]
@@ -41,8 +42,11 @@ _CHECKPOINT_WAIT_S = 0.2
 class SqliteWriter:
     """The one write connection of this process, and its turn among the processes."""
 
-    def __init__(self, folder: Path, file: SqliteFile, news: Nudges, config: Config) -> None:
+    def __init__(
+        self, folder: Path, file: SqliteFile, news: Nudges, stamp: Stamp, config: Config
+    ) -> None:
         self.connection: apsw.Connection | None = None
+        self._stamp = stamp
         self._file = file
         self._news = news
         self._turn = Turn(folder / "locks")
@@ -81,6 +85,7 @@ class SqliteWriter:
                 " log: retry with the same idempotency key"
             ) from error
         fault_point("log.commit.after")
+        self._stamp.raise_()
         self._news.ring()
         return offsets_first
 

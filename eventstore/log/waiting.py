@@ -25,7 +25,7 @@ class Waiting:
         self._wakes = 0
         self._closed = False
         #: Whether the latest news came with a nudge: looking by oneself can then be rare.
-        self._nudges_arrive = False
+        self._nudges_arrive = True
 
     def wait(self, has_news: Callable[[], bool], timeout_s: float, poll_interval_s: float) -> bool:
         """Return True as soon as `has_news()` is true, False after `timeout_s` or a `wake()`."""
