@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from eventstore import Diff, EventStore, State
     from processors.component import Changed, changed
     from processors.context import Context
+    from processors.failures import discard_failure, open_failures, retry_failure
     from processors.instance import Component, ComponentInstance
     from processors.instances import (
         clear_instance,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from processors.policy import DiscardPolicy, Retry
     from processors.properties import Params, Properties
     from processors.relay_change import Change
+    from processors.runner import Runner, RunnerStatus
     from processors.submitted import Outcome, Submission, Submitted, UpdateFailed
 
 __all__ = [
@@ -60,6 +62,8 @@ __all__ = [
     "Params",
     "Properties",
     "Retry",
+    "Runner",
+    "RunnerStatus",
     "State",
     "StateMigrator",
     "Submission",
@@ -68,8 +72,11 @@ __all__ = [
     "changed",
     "clear_instance",
     "copy_instances",
+    "discard_failure",
     "get_instances",
     "inspect_state",
+    "open_failures",
+    "retry_failure",
 ]
 
 #: name -> the module that has it.
@@ -79,6 +86,8 @@ _HOMES: Final = {
     # With its way to open an instance.
     **dict.fromkeys(("Component", "ComponentInstance"), "processors.instance"),
     **dict.fromkeys(("DiscardPolicy", "Retry"), "processors.policy"),
+    **dict.fromkeys(("discard_failure", "open_failures", "retry_failure"), "processors.failures"),
+    **dict.fromkeys(("Runner", "RunnerStatus"), "processors.runner"),
     **dict.fromkeys(("Params", "Properties"), "processors.properties"),
     **dict.fromkeys(("Outcome", "Submission", "Submitted", "UpdateFailed"), "processors.submitted"),
     **dict.fromkeys(

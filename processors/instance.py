@@ -136,6 +136,7 @@ class ComponentInstance:
         #: A read asks the log for what other processes wrote where that costs microseconds. On
         #: Kafka it is a round trip, and a read has what the view has.
         self._fresh = not store.url.startswith("kafka:")
+        self._has_hooks = has_hooks(component)
         begin(component, self._processing, self._live, self.instance_id, init_state_params)
         if component.updates and not self.disable_update_task:
             self._runner = self._share()
@@ -614,7 +615,7 @@ class ComponentInstance:
         changes nothing that is stored.
         """
         self._refuse_when_closed()
-        if has_hooks(self.component):
+        if self._has_hooks:
             return self._live.given(self.component, self._state()).get(key, default_value)
         return self._app.get(self.instance_id, key, fresh=self._fresh, default=default_value)
 

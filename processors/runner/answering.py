@@ -285,6 +285,7 @@ class Answering:
                 counts.failed += 1
         if kind == Kind.RESET:
             lane.break_row()
+            lane.has_begun = False
 
     def refused(self, lane: Lane, folded: Folded) -> None:
         """Take note of an answer that did not count, if it is one of ours."""

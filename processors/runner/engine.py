@@ -44,6 +44,7 @@ from eventstore.events import Event
 from eventstore.lifetime import abandon_in_child
 from eventstore.processing import Folded, Ownership, PendingRow, Processing
 from processors.component import Component
+from processors.notices import publish
 from processors.relay import Relays, RelayStatus
 from processors.results import LiveStates, has_hooks
 from processors.runner.answering import Answering
@@ -59,6 +60,8 @@ logger: Final = logging.getLogger("processors.runner")
 
 #: How long a request waits for code that knows it: a deployment brings it, somewhere, in time.
 _UNKNOWN_WAIT_S: Final = 5.0
+#: How long `share` waits for the first shards.
+_SHARE_WAIT_S: Final = 0.25
 #: How long `complete` waits before it looks again whether it can help.
 _HELP_INTERVAL_S: Final = 0.25
 #: How long `drain` waits before it looks at the log again.
@@ -146,7 +149,7 @@ class Runner:
             component, self.processing, board, self._staleness, live, self._tell
         )
         self._turns = Turns(
-            component, self.processing, board, self._answering, self._staleness,
+            component, self.processing, board, self._answering, self._staleness, live,
             unknown_wait_s=unknown_wait_s,
         )  # fmt: skip
         self._handlers = self._turns.handlers = Handlers(
@@ -163,6 +166,7 @@ class Runner:
         self._taking_over: set[int] = set()
         self._shard_of: dict[str, int] = {}
         self._uses = 0  # by the class's lock
+        self._end_notice: Callable[[], None] = lambda: None
         abandon_in_child(self)
 
     # --- starting and ending ----------------------------------------------------------------------
@@ -182,8 +186,12 @@ class Runner:
             if runner is None or runner._board.is_stopping:
                 runner = runners[component.name] = cls(store, component, worker=worker)
                 runner.start()
+                runner._end_notice = publish(runner)
             runner._uses += 1
-            return runner
+        # What is requested next is then known to be new; where that takes long (a Kafka group),
+        # the first requests are marked as perhaps begun by somebody else.
+        runner.wait_ready(_SHARE_WAIT_S)
+        return runner
 
     def release(self, timeout_s: float = 30.0) -> None:
         """Give a shared runner back; the last one stops it, as `stop` does."""
@@ -194,6 +202,7 @@ class Runner:
             runners = Runner._shared.get(self.store, {})
             if runners.get(self.component.name) is self:
                 del runners[self.component.name]
+        self._end_notice()
         self.stop(timeout_s)
 
     def start(self) -> Self:
@@ -219,6 +228,7 @@ class Runner:
             with contextlib.suppress(EventStoreError):
                 # What was answered is appended already; the next owner should see it.
                 self.store.flush(max(0.1, deadline - time.monotonic()))
+                self.processing.catch_up(max(0.1, deadline - time.monotonic()))
         self._end()
         return ended
 

@@ -92,6 +92,8 @@ class Lane:
     is_lost: bool = False
     #: What an earlier owner left is still being read: nothing runs before it is complete.
     is_taken_over: bool = False
+    #: The instance has the state that `init_state` makes, or needs none.
+    has_begun: bool = False
     #: Not before this moment (time.monotonic()): a retry backs off.
     not_before_s: float = 0.0
     session: Session | None = None

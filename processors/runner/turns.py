@@ -12,9 +12,12 @@ import secrets
 import time
 from typing import Final
 
+from eventstore import Closed, LogUnavailable, ReadTimeout
 from eventstore.processing import Processing
 from eventstore.testing import fault_point
+from processors.beginning import begin, begins_alone, has_begun
 from processors.component import Component, Update
+from processors.results import LiveStates
 from processors.runner.answering import Answering
 from processors.runner.board import Board
 from processors.runner.handlers import Handlers
@@ -42,6 +45,7 @@ class Turns:
         board: Board,
         answering: Answering,
         staleness: Staleness,
+        live: LiveStates,
         *,
         unknown_wait_s: float,
     ) -> None:
@@ -50,6 +54,8 @@ class Turns:
         self._board = board
         self._answering = answering
         self._staleness = staleness
+        self._live = live
+        self._begins_alone = begins_alone(component)
         self._unknown_wait_s = unknown_wait_s
         #: Given once it is made: the two need one another.
         self.handlers: Handlers | None = None
@@ -95,7 +101,7 @@ class Turns:
         if update is None:
             self._meet_unknown(lane, one)
             return False
-        if self._refuse(lane, one, update):
+        if self._refuse(lane, one, update) or not self._begin(lane, one):
             return False
         run = Run(
             self._component, self._processing, lane, one, update,
@@ -114,6 +120,25 @@ class Turns:
                 lane.closed(one.sequence)
             return False
         one.event = entry.event
+        return True
+
+    def _begin(self, lane: Lane, one: Waiting) -> bool:
+        """Give an instance that nobody has opened its first state; False if that failed.
+
+        Services may write to an instance, and request its updates, without ever opening it.
+        """
+        if lane.has_begun or not self._begins_alone:
+            return True
+        try:
+            if not has_begun(self._processing, lane.instance):
+                with self._board.held_up():
+                    begin(self._component, self._processing, self._live, lane.instance)
+        except (LogUnavailable, ReadTimeout, Closed):
+            raise
+        except Exception as error:
+            self._answering.fail(lane, one, "raised", "init_state failed", error)
+            return False
+        lane.has_begun = True
         return True
 
     # --- requests that do not run -----------------------------------------------------------------
@@ -176,6 +201,7 @@ class Turns:
         """Return the row of answers to go on with, on a state that is as new as can be."""
         session = lane.session
         if one.parts:
+            self._live.forget(lane.instance)
             session = self._new_session(lane.instance)
             accepted = self._processing.parts(lane.instance, one.sequence)
             if accepted and accepted[0].event.guard is not None:

@@ -1,7 +1,7 @@
 """What the runner promises of requests: order, once, retries, discards, hand-over.
 
-Each test asks it of the memory log and of the embedded one. Handlers that must be held up wait for
-events that the test sets; nothing here depends on how fast anything is.
+Each test asks it of the memory log, of the embedded one and of Kafka. Handlers that must be held
+up wait for events that the test sets; nothing here depends on how fast anything is.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from processors.runner import Runner
 WAIT_S = 20.0
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore]:
-    with EventStore("memory://" if request.param == "memory" else tmp_path / "log") as opened:
+@pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+def store(request: pytest.FixtureRequest, tmp_path: Path, namespace: str) -> Iterator[EventStore]:
+    urls = {"memory": "memory://", "sqlite": str(tmp_path / "log")}
+    url = urls.get(request.param) or request.getfixturevalue("kafka_url")
+    with EventStore(url, namespace=namespace) as opened:
         yield opened
 
 
@@ -142,6 +144,49 @@ def test_a_value_changed_in_place_changes_nothing_for_the_next_update(
 
     assert seen == [[1]] * 5
     assert app.get("i", "items") == [1]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_instance_that_nobody_opened_begins_before_its_first_update(
+    store: EventStore, run: Callable[..., Runner], is_async: bool
+) -> None:
+    component = Component("begins")
+
+    def begin() -> dict[str, Any]:
+        return {"log": ["begun"], "kept": 0}
+
+    async def begin_async() -> dict[str, Any]:
+        return begin()
+
+    @component.update("k")
+    def note(state: State, props: dict[str, Any]) -> Diff:
+        assert state["log"][0] == "begun"
+        return Diff().append("log", props["n"])
+
+    component.init_state(begin_async if is_async else begin)
+    app = store.app("begins")
+    app.append("i", {"kept": 1})
+    run(component).complete([app.request("i", "k/note", {"n": n}) for n in range(3)], WAIT_S)
+
+    assert dict(app.get("i")) == {"log": ["begun", 0, 1, 2], "kept": 1}
+
+
+def test_a_first_state_that_cannot_be_made_is_a_failure_of_the_request(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("never")
+
+    @component.init_state
+    def begin() -> dict[str, Any]:
+        raise OSError("no network")
+
+    @component.update("k")
+    def note(state: State, props: dict[str, Any]) -> None:
+        return None
+
+    closed = run(component).complete([store.app("never").request("i", "k/note")], WAIT_S)
+
+    assert "no network" in body_of(closed[0])["traceback"]
 
 
 # --- failures and retries -------------------------------------------------------------------------
@@ -545,10 +590,10 @@ def test_a_delayed_request_waits_for_its_time_and_holds_nobody_up(
     store: EventStore, run: Callable[..., Runner]
 ) -> None:
     app = store.app("log")
+    runner = run(log_component())
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=0.5)
     delayed = app.request("i", "a/note", {"n": 1}, not_before=soon)
     prompt = app.request("i", "a/note", {"n": 2})
-    runner = run(log_component())
 
     closed = runner.complete([prompt, delayed], WAIT_S)
 
