@@ -276,7 +276,6 @@ class Answering:
                 lane.break_row()
             elif kind == Kind.DIFF:
                 counts.applied += 1
-                lane.accepted_version = folded.version
                 if ours.live is not None:
                     self._live.keep(lane.instance, folded.version, ours.live)
             elif kind == Kind.DISCARD:
@@ -286,6 +285,12 @@ class Answering:
         if kind == Kind.RESET:
             lane.break_row()
             lane.has_begun = False
+
+    def changed(self, lane: Lane, folded: Folded) -> None:
+        """Take note of a version of a lane's instance, whoever made it."""
+        lane.folded_version = folded.version
+        if folded.event.kind != Kind.DIFF or not _is_ours(lane, folded.event):
+            lane.foreign_version = folded.version
 
     def refused(self, lane: Lane, folded: Folded) -> None:
         """Take note of an answer that did not count, if it is one of ours."""

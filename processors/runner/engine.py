@@ -504,6 +504,8 @@ class Runner:
                         touched[one.instance] = lane
                 if lane is None:
                     continue
+                if one.verdict == Verdict.ACCEPTED and one.fields:
+                    self._answering.changed(lane, one)
                 if one.closed:
                     self._answering.closed(lane, one)
                     touched[one.instance] = lane

@@ -99,9 +99,10 @@ class Lane:
     session: Session | None = None
     #: The chain of the newest session, which answers in flight are of.
     chain: str | None = None
-    #: The version that the newest of our answers made; nothing of ours is missing in it but what
-    #: is in flight.
-    accepted_version: int = -1
+    #: The newest version that the view has; nothing of ours is missing in it but what is in flight.
+    folded_version: int = -1
+    #: The newest version that somebody else's change made.
+    foreign_version: int = -1
     #: Refused answers, until all that were on their way with them are judged.
     refused: list[Waiting] = field(default_factory=list)
     #: What runs now, if anything does.

@@ -210,10 +210,11 @@ class Turns:
                 session.state = self._processing.state_at(lane.instance, session.base)
         elif session is None or (renew and not lane.in_flight):
             session = self._new_session(lane.instance)
-        elif renew and lane.accepted_version > session.base:
-            # What counts already is read anew, with what others wrote; the rest is put on top.
+        elif lane.foreign_version > session.base or (renew and lane.folded_version > session.base):
+            # What counts already is read anew, with what others wrote; the rest is put on top. So
+            # an update sees what was written before it was requested: a trigger's, the change.
             with self._board.mutex:
-                version = lane.accepted_version
+                version = lane.folded_version
                 diffs = [ours.diff for ours in lane.in_flight.values() if ours.diff is not None]
             state = self._processing.state_at(lane.instance, version)
             for diff in diffs:

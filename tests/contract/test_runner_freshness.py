@@ -1,0 +1,78 @@
+"""What an update sees: everything that was written before it was requested, whoever wrote it.
+
+Goal: a trigger's update sees the change that it was requested for, although the answers of updates
+before it are still on their way. Method: hold an update, write and request meanwhile, let it go.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventstore import Diff, EventStore, State
+from processors import Component
+from processors.runner import Runner
+
+#: The most that a test waits for what should come at once.
+WAIT_S = 20.0
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore]:
+    url = "memory://" if request.param == "memory" else str(tmp_path / "log")
+    with EventStore(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def run(store: EventStore) -> Iterator[Callable[[Component], Runner]]:
+    """Start runners, and stop them at the end."""
+    runners: list[Runner] = []
+
+    def start(component: Component) -> Runner:
+        runner = Runner(store, component).start()
+        runners.append(runner)
+        assert runner.wait_ready(WAIT_S)
+        return runner
+
+    yield start
+    for runner in runners:
+        runner.stop(WAIT_S)
+
+
+@pytest.mark.parametrize("held_s", [0.0, 0.1], ids=["in the same turn", "in a later turn"])
+def test_an_update_sees_what_was_written_before_it_was_requested(
+    store: EventStore, run: Callable[[Component], Runner], held_s: float
+) -> None:
+    component = Component("fresh")
+    begun, go = threading.Event(), threading.Event()
+
+    @component.update("k")
+    def hold(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        go.wait(WAIT_S)
+        return {"held": True}
+
+    @component.update("k")
+    def look(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        return {"seen": [*state.get("seen", []), len(state["inputs"])]}
+
+    app = store.app("fresh")
+    app.append("i", Diff().append("inputs", 0))
+    runner = run(component)
+    receipts = [app.request("i", "k/hold")]
+    assert begun.wait(WAIT_S)
+
+    for n in range(1, 4):
+        app.append("i", Diff().append("inputs", n))
+        receipts.append(app.request("i", "k/look"))
+    receipts[-1].entry()  # all of them are folded
+    threading.Timer(held_s, go.set).start()
+    runner.complete(receipts, WAIT_S)
+
+    assert app.get("i", "seen") == [4, 4, 4]
+    assert app.get("i", "held") is True
