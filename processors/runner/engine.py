@@ -261,9 +261,8 @@ class Runner:
         board = self._board
         with board.mutex:
             lanes = list(board.lanes.values())
-            waiting = [
-                one for lane in lanes for one in (*lane.waiting.values(), *lane.delayed.values())
-            ]
+            waiting = sum(len(lane.waiting) + len(lane.delayed) for lane in lanes)
+            firsts = (one for lane in lanes if (one := lane.oldest()) is not None)
             running = [
                 Running(lane.instance, lane.running.name, lane.running.sequence,
                         lane.running_since_ms)
@@ -272,8 +271,8 @@ class Runner:
             ]  # fmt: skip
             counts = board.counts
             return RunnerStatus(
-                self.component.name, self._shards, tuple(running), len(waiting),
-                min((one.time_ms for one in waiting), default=None), tuple(self._turns.unknown),
+                self.component.name, self._shards, tuple(running), waiting,
+                min((one.time_ms for one in firsts), default=None), tuple(self._turns.unknown),
                 counts.applied, counts.discarded, counts.failed, counts.conflicts,
                 counts.retried, board.is_stopping,
             )  # fmt: skip

@@ -152,6 +152,11 @@ class Lane:
                 return one
         return next(iter(self.waiting.values()), None)
 
+    def oldest(self) -> Waiting | None:
+        """Return the request that has waited longest, delayed ones only where no other waits."""
+        first = next(iter(self.waiting.values()), None)
+        return first or next(iter(self.delayed.values()), None)
+
     def due_ms(self) -> int | None:
         """Return when the next delayed request is due."""
         return min((one.due_ms or 0 for one in self.delayed.values()), default=None)
