@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from eventstore import App, Entry, EventStore, Kind, Verdict, values
 from eventstore.history.verify import verify_app
@@ -60,8 +60,12 @@ def daemon_child(
     *options: str,
     module: str = "tests.fault.runner_component",
     fault: str = "",
+    stderr: IO[str] | None = None,
 ) -> Iterator[DaemonChild]:
-    started = DaemonChild("run", f"{module}:component", "--url", url, *options, fault=fault)
+    """Start a daemon; its log lines go to `stderr`."""
+    started = DaemonChild(
+        "run", f"{module}:component", "--url", url, *options, fault=fault, stderr=stderr
+    )
     try:
         yield started
     finally:
@@ -77,6 +81,12 @@ class Examined(NamedTuple):
     twice: list[str]
     disordered: list[str]
     differences: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.lost)} lost, {len(self.twice)} twice,"
+            f" {len(self.disordered)} out of order, {len(self.differences)} other differences"
+        )
 
     @property
     def wrong(self) -> list[str]:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import apsw
 
@@ -28,7 +29,12 @@ class Child:
     MODULE = "tests.fault.sqlite_child"
 
     def __init__(
-        self, command: str, folder: Path | str, *arguments: object, fault: str = ""
+        self,
+        command: str,
+        folder: Path | str,
+        *arguments: object,
+        fault: str = "",
+        stderr: IO[str] | None = None,
     ) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "EVENTSTORE_FAULT"}
         if fault:
@@ -44,6 +50,7 @@ class Child:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             cwd=ROOT,
             env=environment,

@@ -1,0 +1,70 @@
+"""Exactly once in effect, in storms of kills: `make soak N=10`.
+
+Goal: 10,000 requests over 200 instances are applied once each, in order, though daemons are killed
+and stopped at random, and on Kafka the broker too. Method: the storm of tests/fault/runner_chaos.py
+in its full size, on both logs, in each round with another seed, which is printed. All rounds of a
+soak together have at least 50 kills on each log. tests/fault/test_runner_chaos.py shows that the
+same check fails when the rule *once* or the durability of requests is switched off.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.fault.runner_chaos import KAFKA_HAND_OVER_S, Order, Storm, kafka_environment
+from tools.broker.broker import Cluster
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
+
+ROUNDS = int(os.environ.get("EVENTSTORE_TEST_SOAK_ROUNDS", "1"))
+KILLS = max(10, math.ceil(50 / ROUNDS))
+
+
+@pytest.mark.parametrize("number", range(1, ROUNDS + 1))
+def test_a_storm_on_the_embedded_log(number: int, tmp_path: Path) -> None:
+    order = Order(requests=10_000, kills=KILLS, zombies=3, service_kills=2)
+
+    rage(
+        "embedded", number, Storm(str(tmp_path / "log"), order, random.Random(), tmp_path / "said")
+    )
+
+
+@pytest.mark.parametrize("number", range(1, ROUNDS + 1))
+def test_a_storm_on_kafka(
+    number: int,
+    kafka_brokers: type[Cluster],
+    namespace: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, setting in kafka_environment(namespace).items():
+        monkeypatch.setenv(name, setting)
+    order = Order(
+        requests=10_000,
+        kills=KILLS,
+        zombies=2,
+        service_kills=2,
+        broker_kills=2,
+        hand_over_s=KAFKA_HAND_OVER_S,
+    )
+
+    with kafka_brokers(1) as broker:
+        storm = Storm(broker.url, order, random.Random(), tmp_path / "said", broker)
+        rage("kafka", number, storm)
+
+
+def rage(log: str, number: int, storm: Storm) -> None:
+    seed = random.randrange(2**32)
+    storm.chance.seed(seed)
+    print(f"\nround {number} of {ROUNDS}, {log}, seed {seed}", flush=True)
+
+    found = storm.run()
+
+    print(f"chaos: {storm}: {found}", flush=True)
+    assert found.wrong == [], f"seed {seed}; the daemons' lines are in {storm.said}"
+    assert found.requests == found.applied == storm.order.requests
