@@ -14,7 +14,7 @@ help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
 	    while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
-demo: ## 27,004 real flights become state that can be read, rewound and checked
+demo: ## 27,004 real flights, kept up to date by a daemon that is killed half-way, and checked
 	$(install) runtime
 	@$(bin)/python -m examples.flights.demo $(ARGS)
 

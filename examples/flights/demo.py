@@ -1,67 +1,170 @@
-"""27,004 flights become state that can be read, rewound and checked: what `make demo` runs.
+"""A month of flights, kept up to date by a daemon that is killed half-way: what `make demo` runs.
 
-    python -m examples.flights.demo [--url kafka://localhost:9092]
+    python -m examples.flights.demo [--url kafka://localhost:9092] [--fresh]
 
-One instance per aircraft. Each run makes an app of its own (`flights`, `flights-2`, ...).
+Three kinds of processes share one log: a service that appends departures (service.py), daemons
+that run the updates (`processors run`, updates.py), and a reader (reader.py). Here they are
+started, killed and waited for, and in the end everything is checked against the log (check.py).
+Cut off at any moment and started again, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
+from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
-from eventstore import App, Conflict, Diff, EventStore, EventStoreError, occurred
-from eventstore.history.verify import verify_app
+from eventstore import App, EventStore, EventStoreError, occurred
+from examples.flights.check import Audit, audit
 from examples.flights.data import NEW_YORK, Departure, departures
+from examples.flights.processes import Child, ChildFailed
+from examples.flights.story import (
+    STORY_VARIABLE,
+    AppNames,
+    app_names,
+    newest_story,
+    unused_story,
+)
 
-__all__ = ["diff_of", "produce"]
+__all__ = ["main"]
 
 #: The aircraft that flew most, and so has the longest history.
-AIRCRAFT = "N730MQ"
-EARLIER = datetime(2013, 1, 15, 12, 0, tzinfo=NEW_YORK)
+AIRCRAFT: Final = "N730MQ"
+EARLIER: Final = datetime(2013, 1, 15, 12, 0, tzinfo=NEW_YORK)
+UPDATES: Final = ("examples.flights.updates:aircraft", "examples.flights.updates:airlines")
+#: How often somebody who watches is told how far it is, in days of January.
+TELL_DAYS: Final = 7
 
 
-def diff_of(departure: Departure) -> Diff:
-    """Return what a flight changes about its aircraft."""
-    if departure.delay_min is None:
-        return Diff().increment("cancelled")
-    diff = Diff().set("flight", departure.flight).increment("flights")
-    diff = diff.increment("delay_min", departure.delay_min)
-    if departure.air_time_min is None:  # diverted, and the data do not say where to
-        return diff.set("place", None).increment("diverted")
-    return diff.set("place", departure.destination).increment(
-        "air_time_min", departure.air_time_min
-    )
+class Demo:
+    """One run of the demo: its processes, and what they are told to do."""
 
+    def __init__(
+        self, flights: Sequence[Departure], environment: Mapping[str, str], console: Console
+    ) -> None:
+        self._flights = flights
+        self._environment = environment
+        self._console = console
+        self._stack = ExitStack()
 
-def name_of(departure: Departure) -> str:
-    """Return what happened, for people who read the history."""
-    if departure.cancelled:
-        return "cancelled"
-    return "diverted" if departure.diverted else "departed"
+    def run(self, seconds: float, check: Callable[[], int]) -> int:
+        """Let the service append what is left, kill the daemon half-way, and drain the rest.
 
+        Then `check` while the reader verifies its view; return the differences that both found.
+        """
+        with self._stack:
+            reader = self._start("examples.flights.reader")
+            daemon = self._daemon()
+            service = self._start(
+                "examples.flights.service",
+                "--flights", str(len(self._flights)), "--seconds", str(seconds),
+            )  # fmt: skip
+            daemon = self._serve(service, daemon, reader)
+            self._drain(daemon)
+            reader.tell("verify")
+            wrong = check()
+            return wrong + self._verified(reader)
 
-def produce(store: EventStore, app: App, flights: Sequence[Departure], console: Console) -> None:
-    """Append an event per flight, without waiting for each, and then wait for all."""
-    quiet = not console.is_terminal
-    for flight in track(flights, "appending", console=console, transient=True, disable=quiet):
-        app.append(
-            flight.instance,
-            diff_of(flight),
-            name=name_of(flight),
-            occurred_at=flight.occurred_at,
+    def _start(self, *arguments: str) -> Child:
+        return self._stack.enter_context(Child(arguments, self._environment))
+
+    def _daemon(self, *options: str) -> Child:
+        return self._start("processors", "run", *UPDATES, "--concurrency", "40", *options)
+
+    def _serve(self, service: Child, daemon: Child, reader: Child) -> Child:
+        """Follow the service to its end; return the daemon that runs then."""
+        said = service.said()
+        left = next(said)["left"]
+        before = len(self._flights) - left
+        if before:
+            self._tell(f"An earlier run was cut off. {before:,} departures are in the log already.")
+        killed_s, told_day = None, 0
+        for facts in said:
+            if killed_s is None and facts["appended"] >= left / 2:
+                daemon.kill()
+                killed_s = time.monotonic()
+                first, daemon = daemon, self._daemon()
+                self._tell(
+                    f"[bold red]Killed[/] daemon {first.pid} (SIGKILL), in the middle of what it"
+                    f" did. Daemon {daemon.pid} takes over; the service goes on meanwhile."
+                )
+            day = int(facts["date"][:2])
+            if (day % TELL_DAYS == 0 and day != told_day) or not facts["left"]:
+                told_day = day
+                self._tell_day(before, facts, reader.newest())
+        self._tell(f"[bold]The service is done:[/] all of its {left:,} appends are durable.")
+        shards_s = daemon.wait_logged("shards")
+        if killed_s is not None:
+            self._tell(
+                f"The second daemon had the first one's work {shards_s - killed_s:.1f} s after the"
+                " kill, the start of Python included."
+            )
+        return daemon
+
+    def _tell_day(self, before: int, facts: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+        line = f"{facts['date']}: {before + facts['appended']:6,} departures appended"
+        if read:
+            line += (
+                f"; {read['waiting']:5,} updates wait; {read['up_to_date']:4.0%} of the summaries"
+                " that the reader sees are up to date"
+            )
+        self._tell(line)
+
+    def _drain(self, daemon: Child) -> None:
+        daemon.stop()
+        self._tell("The daemon was asked to stop (SIGTERM): what ran has ended, the rest waits.")
+        begin_s = time.monotonic()
+        self._daemon("--once").wait()
+        self._tell(
+            f"`processors run --once` ran what still waited, and ended:"
+            f" {time.monotonic() - begin_s:.1f} s."
         )
-    store.flush()
+
+    def _verified(self, reader: Child) -> int:
+        """Tell how the reader's reads were, and whether its view is right."""
+        *_, reads, found = reader.said()
+        self._tell(
+            f"[bold]{reads['reads']:,} reads[/] meanwhile, each with everything acknowledged"
+            f" before it: p50 {reads['p50_ms']:.2f} ms, p99 {reads['p99_ms']:.2f} ms."
+        )
+        for difference in found["differences"]:
+            self._tell(escape(difference))
+        self._tell(
+            f"[bold]The reader's view[/] beside the log, folded anew: {found['events']:,} events of"
+            f" {found['instances']:,} instances, {len(found['differences'])} differences."
+        )
+        return len(found["differences"])
+
+    def _tell(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def show_audit(found: Audit, flights: int, console: Console) -> None:
+    table = Table("update", title="What became of it, counted from the log")
+    for title in ("watched", "requests", "applied", "discarded", "failed", "pending"):
+        table.add_column(title, justify="right")
+    for update, tally in found.tallies.items():
+        table.add_row(update, *(f"{number:,}" for number in tally))
+    console.print(table)
+    for difference in found.differences:
+        console.print(escape(difference), soft_wrap=True)
+    console.print(
+        f"[bold]Checked:[/] {flights:,} departures are in the log, once each; every one that an"
+        " update watches has exactly one request; each request is closed once:"
+        " requests = applied + discarded + failed + pending; summaries, alerts and counts are"
+        f" those of a plain loop over the file: {len(found.differences)} differences."
+        " (How many are discarded is a matter of time, and differs from run to run.)",
+        soft_wrap=True,
+    )
 
 
 def show_states(app: App, console: Console) -> None:
@@ -71,106 +174,79 @@ def show_states(app: App, console: Console) -> None:
     table.add_column(f"on {EARLIER:%d January, %H:%M} (version {earlier.version})")
     for field in now:
         table.add_row(field, _text(now[field]), _text(earlier.get(field)))
-    console.print(table, "")
-
-
-def show_conflict(app: App, console: Console) -> None:
-    """Let two people decide on the same state; the second one is told."""
-    first, second = app.get(AIRCRAFT), app.get(AIRCRAFT)
-    app.commit(AIRCRAFT, first.update(next_check="2 February"), name="planned", actor="Ada")
-    try:
-        app.commit(AIRCRAFT, second.update(next_check="9 March"), name="planned", actor="Bob")
-    except Conflict as conflict:
-        console.print(f"[bold]A stale write is refused:[/] {escape(str(conflict))}\n")
-
-
-def show_history(app: App, console: Console) -> None:
-    table = Table("event", "occurred", "what", "verdict", "version", title="Its last events")
-    for entry in itertools.islice(app.history(AIRCRAFT, reverse=True), 5):
-        when = entry.occurred_at or entry.time
-        table.add_row(
-            str(entry.sequence),
-            f"{when.astimezone(NEW_YORK):%d %b %Y %H:%M}",
-            entry.event.name,
-            entry.verdict.name.lower(),
-            str(entry.version),
-        )
-    console.print(table, "")
-
-
-def show_fork(app: App, console: Console) -> None:
-    fork = f"{AIRCRAFT}-what-if"
-    app.fork(AIRCRAFT, at=occurred(EARLIER), to=fork)
-    app.append(fork, Diff().set("place", "hangar").increment("cancelled"), name="grounded")
-    grounded, real = app.get(fork, "flights"), app.get(AIRCRAFT, "flights")
-    console.print(
-        f"[bold]A fork[/] of {EARLIER:%d January}, grounded since: {grounded} flights in {fork},"
-        f" still {real} in {AIRCRAFT}.\n"
-    )
-
-
-def check(store: EventStore, app: App, console: Console) -> int:
-    """Fold the log again, into plain dicts, and compare: return the number of differences."""
-    verified = verify_app(store, app.name)
-    for difference in verified.differences:
-        console.print(escape(difference))
-    console.print(
-        f"[bold]Checked:[/] {verified.events:,} events of {verified.instances:,} instances, folded"
-        " once more from the log into plain dicts, and every state, version and verdict compared"
-        f" with the view: {len(verified.differences)} differences."
-    )
-    return len(verified.differences)
+    console.print("", table, "")
 
 
 def _text(value: object) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} of them" if value else ""
+    if isinstance(value, dict):
+        value = value["text"]
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _unused_name(store: EventStore) -> str:
-    taken = set(store.apps())
-    names = itertools.chain(["flights"], (f"flights-{number}" for number in itertools.count(2)))
-    return next(name for name in names if name not in taken)
-
-
-def run(store: EventStore, url: str | None, console: Console) -> int:
-    """Run the demo; return the number of differences between view and fold."""
-    flights = departures()
-    app = store.app(_unused_name(store))
-    start_s = time.perf_counter()
-    produce(store, app, flights, console)
-    took_s = time.perf_counter() - start_s
-    console.print(
-        f"[bold]{len(flights):,} events[/] appended to {escape(store.url)}, app {app.name}, and"
-        f" durable: {took_s:.1f} s, {len(flights) / took_s:,.0f} per second.\n"
-    )
-    show_states(app, console)
-    show_conflict(app, console)
-    show_history(app, console)
-    show_fork(app, console)
-    wrong = check(store, app, console)
+def show_next(names: AppNames, url: str | None, console: Console) -> None:
     option = "" if url is None else f" --url {shlex.quote(url)}"
     console.print("\n[bold]Next:[/]")
     for command in (
-        f"history {app.name} {AIRCRAFT} --states",
-        f"get {app.name} {AIRCRAFT} --at HEAD~10",
-        f"instances {app.name}",
-        "doctor",
+        f"eventstore history {names.aircraft} {AIRCRAFT} --states",
+        f"eventstore get {names.aircraft} {AIRCRAFT} --at HEAD~10",
+        f"processors discards {names.aircraft}",
+        f"processors status {names.aircraft} {names.airlines}",
     ):
-        console.print(f"  .venv/bin/eventstore {command}{option}", highlight=False, soft_wrap=True)
+        console.print(f"  .venv/bin/{command}{option}", highlight=False, soft_wrap=True)
+    console.print("  make demo ARGS=--fresh    (the same story again, in apps of its own)")
+
+
+def story_of(url: str | None, *, fresh: bool) -> int:
+    """Return the story to go on with, or a new one."""
+    with EventStore(url) as store:
+        return unused_story(store.apps()) if fresh else newest_story(store.apps())
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Run the demo; return how much was not as it must be."""
+    flights = departures()[: options.flights]
+    story = story_of(options.url, fresh=options.fresh)
+    names = app_names(story)
+    environment = {STORY_VARIABLE: str(story)}
+    if options.url is not None:
+        environment["EVENTSTORE_URL"] = options.url
+    console.print(
+        f"[bold]{len(flights):,} real departures[/] from New York, January 2013; apps"
+        f" {names.aircraft} and {names.airlines}. A service appends each as a plain diff; a daemon"
+        " is triggered by them; a reader reads all the time.\n",
+        soft_wrap=True,
+    )
+
+    def check() -> int:
+        with EventStore(options.url) as store:
+            found = audit(store, names, flights)
+            show_states(store.app(names.aircraft), console)
+        show_audit(found, len(flights), console)
+        return len(found.differences)
+
+    wrong = Demo(flights, environment, console).run(options.seconds, check)
+    show_next(names, options.url, console)
     return wrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", help="a folder, or kafka://host:9092; default ./.eventstore")
+    parser.add_argument("--fresh", action="store_true", help="begin anew, in apps of its own")
+    parser.add_argument("--flights", type=int, help="only so many, the earliest first")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long the month takes")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        with EventStore(options.url) as store:
-            return 1 if run(store, options.url, console) else 0
-    except EventStoreError as error:
+        return 1 if run(options, console) else 0
+    except (EventStoreError, ChildFailed) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
+    except KeyboardInterrupt:
+        console.print("\nCut off. `make demo` goes on from here.")
+        return 130
 
 
 if __name__ == "__main__":

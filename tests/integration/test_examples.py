@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from eventstore import Diff, EventStore
-from eventstore.history.verify import Verified
 from examples import git_history
 from examples.flights import demo
+from examples.flights.data import departures
 from tests.git_repository import git, make_repository
 
 
@@ -39,31 +39,72 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_repository(tmp_path / "odd.git")
 
 
-def test_the_demo_runs_twice_and_finds_no_difference(
+#: A part of January that a daemon is through with in a moment.
+SHORT = ("--flights", "1500", "--seconds", "1")
+
+
+def rows(shown: str) -> list[list[str]]:
+    """Return the cells of the table of updates: watched, requests, applied, ..., pending."""
+    lines = [line.split("│")[1:-1] for line in shown.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    return [line for line in cells if line[0] in ("summary", "alert", "count") and len(line) == 7]
+
+
+def test_the_demo_ends_with_every_departure_dealt_with_once(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    codes = [demo.main(["--url", url]), demo.main(["--url", url])]
+    flights = departures()[:1500]
+    late = sum((flight.delay_min or 0) >= 30 for flight in flights)
+    cancelled = sum(flight.cancelled for flight in flights)
 
-    shown = " ".join(capsys.readouterr().out.split())  # however the lines were broken
-    assert codes == [0, 0]
-    assert shown.count("27,004 events appended") == 2
-    # 27,004 flights, two commits, and a fork with one more event.
-    assert shown.count("27,008 events of 3,153 instances") == 2
-    assert shown.count(": 0 differences") == 2
-    assert shown.count("A stale write is refused") == 2
-    assert "history flights-2 N730MQ" in shown
+    code = demo.main(["--url", url, *SHORT])
+
+    printed = capsys.readouterr().out
+    shown = " ".join(printed.split())  # however the lines were broken
+    assert code == 0, printed
+    assert "Killed daemon" in shown
+    assert shown.count(" 0 differences") == 2
+    assert "1,500 departures are in the log, once each" in shown
+    found = {row[0]: row[1:] for row in rows(printed)}
+    assert found["summary"][:2] == [str(late + cancelled)] * 2
+    assert found["alert"][:2] == [str(late)] * 2
+    assert found["count"] == [str(cancelled)] * 3 + ["0"] * 3
+    assert [row[-2:] for row in found.values()] == [["0", "0"]] * 3
 
 
-def test_the_demo_fails_when_the_view_differs_from_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_demo_started_again_only_checks_and_fresh_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    differs = Verified("flights", 1, 1, 1, ("N730MQ: its state differs",))
-    monkeypatch.setattr(demo, "verify_app", lambda store, name: differs)
+    url = str(tmp_path / "store")
+    codes = [demo.main(["--url", url, *SHORT])]
+    first = rows(capsys.readouterr().out)
 
-    code = demo.main(["--url", str(tmp_path / "store")])
+    codes += [demo.main(["--url", url, *SHORT])]
+    again = capsys.readouterr().out
+    codes += [demo.main(["--url", url, "--fresh", *SHORT])]
+    fresh = capsys.readouterr().out
 
+    assert codes == [0, 0, 0]
+    assert rows(again) == first
+    assert "Killed daemon" not in again
+    assert "apps aircraft-2 and airlines-2" in " ".join(fresh.split())
+    assert [row[:3] for row in rows(fresh)] == [row[:3] for row in first]
+
+
+def test_the_demo_fails_when_the_log_says_something_else_than_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(tmp_path / "store")
+    with EventStore(url) as store:  # a cancelled flight that is not in the file
+        store.app("aircraft").append("N730MQ", {"cancelled": 1, "cancelled_flight": "MQ 1"})
+
+    code = demo.main(["--url", url, *SHORT])
+
+    shown = " ".join(capsys.readouterr().out.split())
     assert code == 1
-    assert "N730MQ: its state differs" in capsys.readouterr().out
+    assert "departures: 1 are missing in the log, 1 are too many" in shown
+    assert "N730MQ: its summary is" in shown
+    assert "cancelled flights by airline" in shown
 
 
 def test_a_git_history_is_replayed_and_agrees_with_git(
