@@ -3,7 +3,7 @@
 Two kinds of updates run in a child: those that keep a core busy, when asked, because threads share
 one; and *suspects*, whose earlier owner died while they ran, so that a handler that ends its
 process ends a child and not one daemon after another. What runs in the child is in
-worker_child.py; which update runs where is decided in turn.py.
+worker_child.py; which update runs where is decided in handlers.py.
 
 Children are spawned, never forked: a fork copies locks that are held and databases that are open.
 """

@@ -57,8 +57,11 @@ def test_no_tracked_file_names_a_machine_s_paths_or_a_package_index() -> None:
 
 #: A file of ours as a page, a docstring or a comment names it: from the top of the repository.
 OUR_FILE = re.compile(
-    r"(?<![\w/.-])(?:benchmarks|docs|eventstore|examples|tests|tools)/[\w/-]+\.(?:avsc|java|md|py|sh)\b"
+    r"(?<![\w/.-])(?:benchmarks|docs|eventstore|examples|processors|tests|tools)"
+    r"/[\w/-]+\.(?:avsc|java|md|py|sh)\b"
 )
+#: One as its neighbours name it.
+OUR_ROOM = re.compile(r"(?<![\w/.-])\w+\.(?:avsc|py)\b")
 
 
 def test_every_file_that_a_text_of_ours_names_is_there() -> None:
@@ -67,6 +70,24 @@ def test_every_file_that_a_text_of_ours_names_is_there() -> None:
         if path.suffix in (".avsc", ".md", ".py", ".sh", ".toml", ".yml"):
             named = OUR_FILE.findall(path.read_text(encoding="utf-8"))
             missing += [f"{path.name}: {name}" for name in named if not (ROOT / name).exists()]
+
+    assert missing == []
+
+
+def test_every_room_that_another_room_s_first_words_name_is_there() -> None:
+    rooms = {
+        path: ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        for package in ("eventstore", "processors")
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+    there = {path.name for path in rooms} | {"event.avsc"}
+
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, words in rooms.items()
+        for name in OUR_ROOM.findall(words)
+        if name not in there
+    ]
 
     assert missing == []
 
