@@ -8,7 +8,6 @@ it can keep in memory reads from the log again.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,6 +15,7 @@ from typing import Final, NamedTuple
 
 from eventstore import Entry, Position
 from eventstore.processing import Folded, Processing
+from processors.clock import LogClock
 from processors.relay_change import as_change, is_ours, touched_fields
 
 __all__ = ["Epoch", "Feed", "epoch_of", "newest_entries"]
@@ -78,8 +78,7 @@ class Feed:
         #: Whether something was not kept that was told: the log has it.
         self._overflowed = True
         self._passed = 0
-        #: The log's time minus ours, the largest seen: ages are differences of the log's times.
-        self._ahead_ms: float | None = None
+        self._clock = LogClock()
         #: The log's time of the oldest event that is not done, while the feed reads the log.
         self._read_up_to_ms = 0
         #: What the log has from `offsets_next` on, while that is read instead of told.
@@ -100,7 +99,7 @@ class Feed:
         kept = [_without_body(one) for one in map(as_change, folded) if self._matters(one)]
         passed = sum(not is_ours(one) for one in folded)
         with self._mutex:
-            self._seen(folded[-1].appended_ms)
+            self._clock.seen(folded[-1].appended_ms)
             self._told_next[folded[-1].partition] = folded[-1].offset + 1
             self._passed += passed
             if kept and not self._overflowed:
@@ -119,11 +118,6 @@ class Feed:
     def _forget_waiting(self) -> None:
         self._waiting.clear()
         self._waiting_bytes = 0
-
-    def _seen(self, time_ms: int) -> None:
-        ahead_ms = time_ms - time.monotonic() * 1_000
-        if self._ahead_ms is None or ahead_ms > self._ahead_ms:
-            self._ahead_ms = ahead_ms
 
     # --- taking ---------------------------------------------------------------------------------
 
@@ -153,7 +147,7 @@ class Feed:
         newest = newest_entries(self.processing, self.processing.position, 1)
         with self._mutex:
             for entry in newest:
-                self._seen(entry.time_ms)
+                self._clock.seen(entry.time_ms)
         if not self.offsets_next:
             return self.processing.app.tail(start="beginning", follow=False)
         last = {partition: offset - 1 for partition, offset in self.offsets_next.items()}
@@ -222,7 +216,7 @@ class Feed:
     def age_ms(self, oldest: Folded | None) -> int:
         """Return how old the oldest event is that is not done: `oldest`, or the next to take."""
         with self._mutex:
-            if self._ahead_ms is None:
+            if not self._clock.is_set:
                 return 0
             if oldest is not None:
                 since_ms = oldest.appended_ms
@@ -232,7 +226,7 @@ class Feed:
                 since_ms = self._read_up_to_ms
             else:
                 return 0
-            return max(0, int(time.monotonic() * 1_000 + self._ahead_ms) - since_ms)
+            return max(0, self._clock.now_ms() - since_ms)
 
 
 def _without_body(folded: Folded) -> Folded:

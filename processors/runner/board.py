@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from eventstore import Closed, LogUnavailable
-from processors.runner.clock import LogClock
+from processors.clock import LogClock
 from processors.runner.lanes import Lane, Waiting
 from processors.runner.loop import shared_loop
 

@@ -1,7 +1,7 @@
 """What time it is by the log: its newest record's time, and what has passed here since.
 
 Ages of requests are differences of the log's own times, so no wall clock of this machine is ever
-compared with a broker's (reference: a broker's clock may be minutes off, and may go backwards).
+compared with a broker's, which may be minutes off and may go backwards.
 """
 
 from __future__ import annotations
