@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eventstore import Discard
 from eventstore.processing import Pending
-from processors.runner.clock import LogClock
+from processors.clock import LogClock
 from processors.runner.discards import NUM_NEW_UPDATES, SECONDS, decide
 from processors.runner.lanes import Lane
 
