@@ -146,6 +146,8 @@ class Relay:
         self._taken: list[Folded] = []
         self._open: list[Delivery] | None = None
         self._is_busy = False
+        #: It was stepped once: where it begins is decided, or could not be.
+        self.has_begun = threading.Event()
         #: Whether there is no app to watch yet.
         self._is_waiting = False
         #: When the cursor is due, monotonic; None while nothing was sent since the last.
@@ -184,6 +186,7 @@ class Relay:
             return self._pause()
         finally:
             self._is_busy = False
+            self.has_begun.set()
         return wait_s
 
     def _step(self) -> float:
@@ -248,6 +251,7 @@ class Relay:
         if self._is_closed:
             return
         self._is_closed = True
+        self.has_begun.set()  # nobody need wait for it any more
         feed = self._feed
         try:
             if feed is not None and not self._taken and not self._is_failing:
@@ -695,6 +699,19 @@ class Relays:
             stepper.stop()
         for stepper in steppers:
             stepper.thread.join(max(0.0, deadline_s - time.monotonic()))
+
+    def wait_begun(self, timeout_s: float | None) -> bool:
+        """Wait until the relays that run here have looked where they begin; False if not in time.
+
+        What is appended after that is seen by triggers that begin "now".
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._mutex:
+            running = list(self._running.values())
+        return all(
+            relay.has_begun.wait(None if deadline_s is None else deadline_s - time.monotonic())
+            for relay in running
+        )
 
     def status(self) -> list[RelayStatus]:
         """Return how each relay that runs here is, the outboxes last."""

@@ -286,8 +286,15 @@ class Runner:
         return self._answering.error_of(instance, sequence)
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
-        """Wait until this runner was given its first shards and took in what is pending there."""
-        return self._owned_once.wait(timeout_s)
+        """Wait until this runner was given its first shards and took in what is pending there.
+
+        Its triggers have then looked where they begin, and see what is appended from now on.
+        """
+        began_s = time.monotonic()
+        if not self._owned_once.wait(timeout_s):
+            return False
+        left_s = None if timeout_s is None else timeout_s - (time.monotonic() - began_s)
+        return self._relays is None or self._relays.wait_begun(left_s)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is pending that this runner could run; False after `timeout_s`.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from eventstore import Diff, EventStore, State
-from processors import Component
+from processors import Component, changed
 from processors.runner import Runner
 
 #: The most that a test waits for what should come at once.
@@ -76,3 +76,20 @@ def test_an_update_sees_what_was_written_before_it_was_requested(
 
     assert app.get("i", "seen") == [4, 4, 4]
     assert app.get("i", "held") is True
+
+
+@pytest.mark.parametrize("number", range(6))  # it is a race, so it is run more than once
+def test_a_trigger_sees_what_is_appended_after_an_instance_was_opened(
+    store: EventStore, number: int
+) -> None:
+    component = Component(f"opened-{number}")
+    seen = threading.Event()
+
+    @component.update(on=changed("items"))
+    def count(state: State, props: dict[str, Any]) -> None:
+        seen.set()
+
+    with component("i", store=store) as instance:
+        instance.write_state(Diff().append("items", "book"))
+
+        assert seen.wait(WAIT_S)
