@@ -1,7 +1,7 @@
 """Policies of updates: when one that waits is given up, and when one that failed is tried again.
 
-Here are their words and their checks. Deciding by them is the runner's work; the numbers of a
-discard policy are those of the wire (`eventstore.Discard`).
+Here are their words and their checks. Deciding by them is the runner's work (runner/discards.py);
+the numbers of a discard policy are those of the wire (`eventstore.Discard`).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import orjson
 from eventstore import Diff, Discard, Kind
 from eventstore.events import Answer, Event, Guard
 from processors.component import Update
+from processors.policy import DiscardPolicy
 from processors.runner.lanes import Session, Waiting
 from processors.runner.workers import HandlerRaised
 
@@ -19,8 +20,6 @@ __all__ = ["attempt", "discard", "failure", "failure_body", "part"]
 #: Of a traceback the end is kept: it has the error.
 _TRACEBACK_CHARACTERS_MAX: Final = 20_000
 _MESSAGE_CHARACTERS_MAX: Final = 4_000
-#: The numbers of the discard policies of the wire, by name.
-POLICIES: Final = {1: "num_new_updates", 2: "seconds"}
 
 
 def part(
@@ -54,7 +53,7 @@ def discard(
 ) -> Event:
     """Return the event that gives a request up, with what was decided upon."""
     body = {
-        "reason": POLICIES.get(policy.policy, str(policy.policy)),
+        "reason": DiscardPolicy(policy.policy).name.lower(),
         "policy": policy.policy,
         "after": policy.after,
         "running": running,

@@ -12,8 +12,9 @@ from typing import Any, Final
 from eventstore import Discard, Kind, Verdict
 from eventstore.events import Event
 from eventstore.processing import Processing
-from processors.runner import discards
+from processors.policy import DiscardPolicy
 from processors.runner.board import Board
+from processors.runner.discards import Decision, decide
 from processors.runner.handling import Run
 from processors.runner.lanes import Lane, Waiting
 
@@ -38,11 +39,11 @@ class Staleness:
         self._board = board
         self._processing = processing
 
-    def decide(self, lane: Lane, one: Waiting, policy: Discard) -> discards.Verdict:
+    def decide(self, lane: Lane, one: Waiting, policy: Discard) -> Decision:
         """Decide by a policy, as of now."""
         with self._board.mutex:
             age_ms, newer = self._board.clock.now_ms() - one.time_ms, lane.newer(one)
-        return discards.decide(policy, age_ms=age_ms, newer=newer)
+        return decide(policy, age_ms=age_ms, newer=newer)
 
     def is_running_stale(self, lane: Lane, one: Waiting) -> bool:
         """Whether what runs would be given up by now, and may be."""
@@ -92,7 +93,7 @@ class Staleness:
         if run.cancel is None or run.one.name != name or run.was_cancelled:
             return
         policy = policy_of(run.event)
-        if policy is not None and policy.running and policy.policy == discards.NUM_NEW_UPDATES:
+        if policy is not None and policy.running and policy.policy == DiscardPolicy.NUM_NEW_UPDATES:
             self._board.aside(lambda: self._cancel_if_stale(run))
 
     def watch(self, run: Run) -> asyncio.TimerHandle | None:
@@ -101,7 +102,7 @@ class Staleness:
         if policy is None or not policy.running:
             return None
         left_ms = 0  # newer ones may have come while it was handed over
-        if policy.policy == discards.SECONDS:
+        if policy.policy == DiscardPolicy.SECONDS:
             left_ms = run.one.time_ms + policy.after - self._board.clock.now_ms() + 1
         return self._board.loop.call_later(
             max(0, left_ms) / 1_000,

@@ -164,9 +164,9 @@ class Turns:
         assert event is not None
         hops = 0 if event.request is None else event.request.hops
         policy = policy_of(event)
-        verdict = None if policy is None else self._staleness.decide(lane, one, policy)
-        if policy is not None and verdict is not None and verdict.is_stale:
-            self._answering.discard(lane, one, policy, verdict.facts, running=False)
+        decision = None if policy is None else self._staleness.decide(lane, one, policy)
+        if policy is not None and decision is not None and decision.is_stale:
+            self._answering.discard(lane, one, policy, decision.facts, running=False)
         elif hops > _HOPS_MAX:
             message = f"{hops} triggers led here, one after the other: is it a circle?"
             self._answering.fail(lane, one, "hops", message)

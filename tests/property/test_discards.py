@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from eventstore import Discard
 from eventstore.processing import Pending
 from processors.clock import LogClock
-from processors.runner.discards import NUM_NEW_UPDATES, SECONDS, decide
+from processors.policy import DiscardPolicy
+from processors.runner.discards import decide
 from processors.runner.lanes import Lane
 
 #: The broker's clock is not ours: ages must not depend on it.
@@ -25,8 +26,13 @@ TICK_MS = 125
 
 ticks = st.integers(0, 40)
 policies = st.one_of(
-    st.builds(Discard, st.just(NUM_NEW_UPDATES), st.integers(1, 5), st.booleans()),
-    st.builds(Discard, st.just(SECONDS), ticks.map(lambda n: (n + 1) * TICK_MS), st.booleans()),
+    st.builds(Discard, st.just(DiscardPolicy.NUM_NEW_UPDATES), st.integers(1, 5), st.booleans()),
+    st.builds(
+        Discard,
+        st.just(DiscardPolicy.SECONDS),
+        ticks.map(lambda n: (n + 1) * TICK_MS),
+        st.booleans(),
+    ),
 )
 
 
@@ -71,7 +77,7 @@ def model(arrivals_ms: list[int], run_ms: int, policy: Discard) -> list[int]:
     while number < len(arrivals_ms):
         free_ms = max(free_ms, arrivals_ms[number])
         come = [time_ms for time_ms in arrivals_ms if time_ms <= free_ms]
-        if policy.policy == NUM_NEW_UPDATES:
+        if policy.policy == DiscardPolicy.NUM_NEW_UPDATES:
             number = max(number, len(come) - policy.after)
         else:
             old = sum(free_ms - time_ms > policy.after for time_ms in come)
