@@ -275,7 +275,7 @@ class Discard(NamedTuple):
 
     @classmethod
     def num_new_updates(cls, count: int, *, running: bool = False) -> Discard:
-        """Discard once `count` newer requests of its lane have come."""
+        """Discard once `count` newer requests of its name and lane have come."""
         if count < 1:
             raise ConfigError(f"discard after {count} new updates: give 1 or more")
         return cls(1, count, running)
