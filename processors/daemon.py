@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from eventstore import EventStore, EventStoreError, ReadTimeout
 from processors.component import Component
 from processors.logs import say
-from processors.notices import Board, Notice, Publisher, different_code
+from processors.notices import Notice, NoticeBoard, Publisher, different_code
 from processors.runner import Runner
 
 __all__ = [
@@ -135,7 +135,7 @@ class Daemon:
             if component.name not in apps and not self._once:
                 say("waiting", app=component.name, why="nobody has appended to it yet")
             runner.start()
-            board = Board.of(self.store, component.name)
+            board = NoticeBoard.of(self.store, component.name)
             self._publishers.append(Publisher(board, component, runner))
         self._started.set()
         if self._once:
@@ -297,7 +297,7 @@ class Daemon:
             say("shards", app=app, gained=sorted(gained), lost=sorted(lost), now=len(shards))
 
     def _warn_of_different_code(self, own: Notice) -> None:
-        others = [one for one in Board.of(self.store, own.app).read() if one.id != own.id]
+        others = [one for one in NoticeBoard.of(self.store, own.app).read() if one.id != own.id]
         for other in others:
             for name, _, _ in different_code((own, other)):
                 self._say_once(

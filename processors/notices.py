@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = [
     "COUNTS",
     "OUTCOMES",
-    "Board",
     "Notice",
+    "NoticeBoard",
     "Publisher",
     "RelayNotice",
     "UpdateNotice",
@@ -145,7 +145,7 @@ class Notice:
         return f"{self.process}@{self.host}"
 
 
-class Board:
+class NoticeBoard:
     """The notices on one app. Reading creates nothing."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -153,7 +153,7 @@ class Board:
         self.folder = folder
 
     @classmethod
-    def of(cls, store: EventStore, app: str) -> Board:
+    def of(cls, store: EventStore, app: str) -> NoticeBoard:
         """Return the board of an app of a store."""
         root = store.log.view_root
         return cls(None if root is None else root / "runners" / f"{store.config.namespace}.{app}")
@@ -212,7 +212,7 @@ class Publisher:
     Not for several threads at once.
     """
 
-    def __init__(self, board: Board, component: Component, runner: Runner) -> None:
+    def __init__(self, board: NoticeBoard, component: Component, runner: Runner) -> None:
         """Publish what a runner does; nothing where no other process could read it."""
         self._board = board
         self._runner = runner
@@ -351,7 +351,7 @@ class _Publishing:
         publisher = self._publishers[runner]
         try:
             if publisher is None:
-                board = Board.of(runner.store, runner.component.name)
+                board = NoticeBoard.of(runner.store, runner.component.name)
                 publisher = Publisher(board, runner.component, runner)
                 self._publishers[runner] = publisher
             publisher.tick()

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from eventstore import EventStore
 from eventstore.processing import PendingRow, Processing
-from processors.notices import COUNTS, Board, Notice, RelayNotice, different_code
+from processors.notices import COUNTS, Notice, NoticeBoard, RelayNotice, different_code
 
 __all__ = ["AppStatus", "request_state", "status_json", "status_of"]
 
@@ -90,7 +90,7 @@ def status_of(store: EventStore, app: str, *, clock: Callable[[], float] = time.
     """
     processing = Processing(store.app(app))
     processing.catch_up()
-    notices = Board.of(store, app).read()
+    notices = NoticeBoard.of(store, app).read()
     now_ms = round(clock() * 1_000)
     owned = {shard for notice in notices for shard in notice.shards}
     # The embedded log is this machine's alone.

@@ -263,11 +263,11 @@ def list_pending(
 def _pending_rows(
     store: EventStore, app: str | None, instance: str | None, update: str | None
 ) -> Iterator[tuple[str, PendingRow, str]]:
-    from processors.notices import Board
+    from processors.notices import NoticeBoard
     from processors.status import request_state
 
     for processing in _processings(store, app):
-        notices = Board.of(store, processing.name).read()
+        notices = NoticeBoard.of(store, processing.name).read()
         state_of = request_state(notices, _now_ms())
         for row in processing.pending(instance):
             if update is None or update == row.request.name:

@@ -31,7 +31,7 @@ from processors.daemon import Daemon
 from processors.failures import discard_failure, open_failures, retry_failure
 from processors.health import HealthPort
 from processors.logs import written_logs
-from processors.notices import Board, Notice, Publisher, code_digest, publish
+from processors.notices import Notice, NoticeBoard, Publisher, code_digest, publish
 from processors.runner import Runner
 from processors.status import status_of
 from tests.contract.logs import eventually
@@ -385,7 +385,7 @@ def test_reading_creates_nothing_and_an_app_that_is_not_there_exits_with_3(
 def running(store: EventStore, component: Component) -> Iterator[Publisher]:
     """A runner of this process, with its notice up."""
     runner = Runner(store, component).start()
-    publisher = Publisher(Board.of(store, component.name), component, runner)
+    publisher = Publisher(NoticeBoard.of(store, component.name), component, runner)
     try:
         assert runner.drain(30)
         publisher.tick()
@@ -418,7 +418,7 @@ def test_an_owner_is_shown_with_what_it_holds_and_did(run: Run, folder: Path, mo
     assert (status["pending"], status["shards_free"], status["lag_events"]) == (0, [], 0)
     assert owner["shards"] == list(range(16))
     assert owner["counts"] == {"applied": 2, "discarded": 0, "failed": 0, "conflicts": 0}
-    assert Board(folder / "views" / "runners" / "foldlog.cart").read() == []
+    assert NoticeBoard(folder / "views" / "runners" / "foldlog.cart").read() == []
 
 
 def test_what_runs_is_named_and_an_age_above_the_bound_is_a_fault(run: Run, folder: Path) -> None:
@@ -469,7 +469,7 @@ def test_a_program_that_is_no_daemon_can_be_seen_too(folder: Path, module: str) 
     component = load_component(f"{module}:cart")
     with EventStore(folder) as store:
         runner = Runner(store, component).start()
-        board = Board.of(store, "cart")
+        board = NoticeBoard.of(store, "cart")
 
         end = publish(runner)
 
@@ -581,7 +581,7 @@ def test_status_is_watched_until_ctrl_c(folder: Path) -> None:
 
 
 def test_the_notice_of_a_process_that_died_is_taken_away(tmp_path: Path) -> None:
-    board = Board(tmp_path)
+    board = NoticeBoard(tmp_path)
     left = Notice("1-dead", "cart", 1, "here", 0)
     (tmp_path / "1-dead.json").write_text(json.dumps(left.as_json()))
     (tmp_path / "1-dead.lock").touch()

@@ -19,7 +19,7 @@ import pytest
 
 from eventstore import EventStore
 from eventstore.store import App
-from processors.notices import Board
+from processors.notices import NoticeBoard
 from tests.fault.daemon_processes import COMPONENT, DaemonProcess, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
@@ -119,14 +119,14 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing(
 
     assert daemon.end() == 130
     assert names_pending(app) == ["stuck/block"]
-    assert Board.of(store, "cart").read() == []
+    assert NoticeBoard.of(store, "cart").read() == []
 
 
 def test_a_killed_daemon_is_followed_by_one_that_waits_for_it(
     start: Start, store: EventStore, app: App, folder: Path
 ) -> None:
     daemons = {daemon.process.pid: daemon for daemon in (start(), start())}
-    board = Board.of(store, "cart")
+    board = NoticeBoard.of(store, "cart")
     # The second one's coming moves shards, and an update that runs would run in both.
     wait_for(lambda: [len(one.shards) for one in board.read()] == [8, 8], "they share the shards")
     begin_slow(app, folder)
@@ -255,7 +255,7 @@ def test_the_child_of_reload_stops_when_its_parent_was_killed(
 ) -> None:
     daemon = start("--reload")
     daemon.until_said("shards")
-    board = Board.of(store, "cart")
+    board = NoticeBoard.of(store, "cart")
     wait_for(board.read, "the child has its notice up")
     (child,) = [one.process for one in board.read()]
 
