@@ -41,7 +41,7 @@ class AppStatus:
         unowned: requests that wait in free shards; 0 where other hosts may hold them.
         is_shared: whether processes of other hosts, which are not shown, may hold shards too.
         unknown: of what waits, by name, that no runner's code knows.
-        oldest_ms: the age of the oldest request that waits, by this machine's clock.
+        oldest_age_ms: the age of the oldest request that waits, by this machine's clock.
         lag_events: how far the most backward owner's view is behind the log; None without owner.
         rates: updates per second, by what became of them.
         relays: how far triggers are, as their owners say.
@@ -58,7 +58,7 @@ class AppStatus:
     unowned: int
     is_shared: bool
     unknown: Mapping[str, int]
-    oldest_ms: int | None
+    oldest_age_ms: int | None
     lag_events: int | None
     rates: Mapping[str, float]
     relays: tuple[RelayNotice, ...]
@@ -107,7 +107,7 @@ def status_of(store: EventStore, app: str, *, clock: Callable[[], float] = time.
         unowned=0 if is_shared else requests.unowned,
         is_shared=is_shared,
         unknown=dict(requests.unknown),
-        oldest_ms=None if requests.oldest_ms is None else max(0, now_ms - requests.oldest_ms),
+        oldest_age_ms=None if requests.oldest_ms is None else max(0, now_ms - requests.oldest_ms),
         lag_events=_lag(processing.position, notices),
         rates={
             name: round(sum((notice.rates or {}).get(name, 0.0) for notice in notices), 1)
@@ -203,7 +203,7 @@ def status_json(status: AppStatus) -> dict[str, Any]:
         "running": status.running,
         "unowned": None if status.is_shared else status.unowned,
         "unknown": dict(status.unknown),
-        "oldest_ms": status.oldest_ms,
+        "oldest_age_ms": status.oldest_age_ms,
         "lag_events": status.lag_events,
         "rates": dict(status.rates),
         "faults": status.faults,

@@ -122,8 +122,8 @@ def status(session: Session, apps: tuple[str, ...], watch: bool, age_max_s: floa
 
 def _faults(status: AppStatus, age_max_s: float | None) -> list[str]:
     faults = list(status.faults)
-    if age_max_s is not None and (status.oldest_ms or 0) > age_max_s * 1_000:
-        faults.append(f"a request has waited for {_duration(status.oldest_ms)}")
+    if age_max_s is not None and (status.oldest_age_ms or 0) > age_max_s * 1_000:
+        faults.append(f"a request has waited for {_duration(status.oldest_age_ms)}")
     return faults
 
 
@@ -175,7 +175,7 @@ def _status_row(status: AppStatus) -> list[str]:
         f"{status.pending:,}",
         f"{status.running:,}",
         f"{status.delayed:,}",
-        _duration(status.oldest_ms),
+        _duration(status.oldest_age_ms),
         "" if status.lag_events is None else f"{status.lag_events:,}",
         *(f"{status.rates[name]:,.1f}" for name in ("applied", "discarded", "failed")),
     ]

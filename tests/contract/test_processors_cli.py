@@ -404,7 +404,7 @@ def test_requests_that_nobody_runs_are_a_fault(run: Run, folder: Path) -> None:
     (status,) = answers(result)
     assert (status["pending"], status["unowned"], status["running"]) == (2, 2, 0)
     assert len(status["shards_free"]) == status["shards"] == 16
-    assert status["oldest_ms"] >= 0
+    assert status["oldest_age_ms"] >= 0
     assert "2 request(s) wait, and nobody here runs them" in run("status", "--table").stdout
 
 
