@@ -14,6 +14,7 @@ import argparse
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -27,6 +28,7 @@ from eventstore import App, EventStore, EventStoreError, occurred
 from examples.flights.check import Audit, audit
 from examples.flights.data import NEW_YORK, Departure, departures
 from examples.flights.processes import Child, ChildFailed
+from examples.flights.service import LATE_MIN
 from examples.flights.story import (
     STORY_VARIABLE,
     AppNames,
@@ -34,11 +36,10 @@ from examples.flights.story import (
     newest_story,
     unused_story,
 )
+from examples.flights.updates import ALERT_S_MAX
 
 __all__ = ["main"]
 
-#: The aircraft that flew most, and so has the longest history.
-AIRCRAFT: Final = "N730MQ"
 EARLIER: Final = datetime(2013, 1, 15, 12, 0, tzinfo=NEW_YORK)
 UPDATES: Final = ("examples.flights.updates:aircraft", "examples.flights.updates:airlines")
 #: How often somebody who watches is told how far it is, in days of January.
@@ -49,9 +50,14 @@ class Demo:
     """One run of the demo: its processes, and what they are told to do."""
 
     def __init__(
-        self, flights: Sequence[Departure], environment: Mapping[str, str], console: Console
+        self,
+        flights: Sequence[Departure],
+        names: AppNames,
+        environment: Mapping[str, str],
+        console: Console,
     ) -> None:
         self._flights = flights
+        self._names = names
         self._environment = environment
         self._console = console
         self._stack = ExitStack()
@@ -64,6 +70,7 @@ class Demo:
         with self._stack:
             reader = self._start("examples.flights.reader")
             daemon = self._daemon()
+            self._when_it_has_work(daemon)
             service = self._start(
                 "examples.flights.service",
                 "--flights", str(len(self._flights)), "--seconds", str(seconds),
@@ -80,13 +87,17 @@ class Demo:
     def _daemon(self, *options: str) -> Child:
         return self._start("processors", "run", *UPDATES, "--concurrency", "40", *options)
 
+    def _when_it_has_work(self, daemon: Child) -> float:
+        """Wait until a daemon was given its share of the aircraft; return when (monotonic)."""
+        return daemon.wait_logged(f"shards app={self._names.aircraft}")
+
     def _serve(self, service: Child, daemon: Child, reader: Child) -> Child:
         """Follow the service to its end; return the daemon that runs then."""
         said = service.said()
         left = next(said)["left"]
         before = len(self._flights) - left
         if before:
-            self._tell(f"An earlier run was cut off. {before:,} departures are in the log already.")
+            self._tell(f"{before:,} departures are in the log already, from an earlier run.")
         killed_s, told_day = None, 0
         for facts in said:
             if killed_s is None and facts["appended"] >= left / 2:
@@ -101,8 +112,8 @@ class Demo:
             if (day % TELL_DAYS == 0 and day != told_day) or not facts["left"]:
                 told_day = day
                 self._tell_day(before, facts, reader.newest())
-        self._tell(f"[bold]The service is done:[/] all of its {left:,} appends are durable.")
-        shards_s = daemon.wait_logged("shards")
+        self._tell(f"[bold]The service is done.[/] It appended {left:,}, and all are durable.")
+        shards_s = self._when_it_has_work(daemon)
         if killed_s is not None:
             self._tell(
                 f"The second daemon had the first one's work {shards_s - killed_s:.1f} s after the"
@@ -115,7 +126,7 @@ class Demo:
         if read:
             line += (
                 f"; {read['waiting']:5,} updates wait; {read['up_to_date']:4.0%} of the summaries"
-                " that the reader sees are up to date"
+                " that are read are up to date"
             )
         self._tell(line)
 
@@ -158,19 +169,21 @@ def show_audit(found: Audit, flights: int, console: Console) -> None:
     for difference in found.differences:
         console.print(escape(difference), soft_wrap=True)
     console.print(
-        f"[bold]Checked:[/] {flights:,} departures are in the log, once each; every one that an"
-        " update watches has exactly one request; each request is closed once:"
-        " requests = applied + discarded + failed + pending; summaries, alerts and counts are"
-        f" those of a plain loop over the file: {len(found.differences)} differences."
-        " (How many are discarded is a matter of time, and differs from run to run.)",
+        f"[bold]Checked:[/] whether {flights:,} departures are in the log, once each; whether"
+        " every one that an update watches has exactly one request, and each request one end"
+        " (requests = applied + discarded + failed + pending); whether summaries, alerts and counts"
+        f" are those of a plain loop over the file: {len(found.differences)} differences. A"
+        f" summary is discarded for a newer one and an alert after {ALERT_S_MAX:g} s, so how many"
+        " are is a matter of time, and differs from run to run.",
+        highlight=False,
         soft_wrap=True,
     )
 
 
-def show_states(app: App, console: Console) -> None:
-    now = app.get(AIRCRAFT)
-    earlier = app.get(AIRCRAFT, at=occurred(EARLIER))
-    table = Table("field", f"now (version {now.version})", title=f"Aircraft {AIRCRAFT}")
+def show_states(app: App, aircraft: str, console: Console) -> None:
+    now = app.get(aircraft)
+    earlier = app.get(aircraft, at=occurred(EARLIER))
+    table = Table("field", f"now (version {now.version})", title=f"Aircraft {aircraft}")
     table.add_column(f"on {EARLIER:%d January, %H:%M} (version {earlier.version})")
     for field in now:
         table.add_row(field, _text(now[field]), _text(earlier.get(field)))
@@ -185,17 +198,23 @@ def _text(value: object) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def show_next(names: AppNames, url: str | None, console: Console) -> None:
+def show_next(names: AppNames, aircraft: str, url: str | None, console: Console) -> None:
     option = "" if url is None else f" --url {shlex.quote(url)}"
     console.print("\n[bold]Next:[/]")
     for command in (
-        f"eventstore history {names.aircraft} {AIRCRAFT} --states",
-        f"eventstore get {names.aircraft} {AIRCRAFT} --at HEAD~10",
+        f"eventstore history {names.aircraft} {aircraft} --states",
+        f"eventstore get {names.aircraft} {aircraft} --at HEAD~10",
         f"processors discards {names.aircraft}",
         f"processors status {names.aircraft} {names.airlines}",
     ):
         console.print(f"  .venv/bin/{command}{option}", highlight=False, soft_wrap=True)
     console.print("  make demo ARGS=--fresh    (the same story again, in apps of its own)")
+
+
+def busiest(flights: Sequence[Departure]) -> str:
+    """Return the aircraft that flew most, and so has the longest history."""
+    counts = Counter(flight.instance for flight in flights if not flight.cancelled)
+    return counts.most_common(1)[0][0]
 
 
 def story_of(url: str | None, *, fresh: bool) -> int:
@@ -208,26 +227,29 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Run the demo; return how much was not as it must be."""
     flights = departures()[: options.flights]
     story = story_of(options.url, fresh=options.fresh)
-    names = app_names(story)
+    names, aircraft = app_names(story), busiest(flights)
     environment = {STORY_VARIABLE: str(story)}
     if options.url is not None:
         environment["EVENTSTORE_URL"] = options.url
     console.print(
         f"[bold]{len(flights):,} real departures[/] from New York, January 2013; apps"
-        f" {names.aircraft} and {names.airlines}. A service appends each as a plain diff; a daemon"
-        " is triggered by them; a reader reads all the time.\n",
+        f" {names.aircraft} and {names.airlines}. A service appends each as a plain diff. A daemon,"
+        f" triggered by them, keeps up a slow summary of each aircraft's late ({LATE_MIN} minutes"
+        " or more) and cancelled departures, alerts of the late ones, and counts the cancelled"
+        " ones of each airline. A reader reads aircraft all the time.\n",
+        highlight=False,
         soft_wrap=True,
     )
 
     def check() -> int:
         with EventStore(options.url) as store:
             found = audit(store, names, flights)
-            show_states(store.app(names.aircraft), console)
+            show_states(store.app(names.aircraft), aircraft, console)
         show_audit(found, len(flights), console)
         return len(found.differences)
 
-    wrong = Demo(flights, environment, console).run(options.seconds, check)
-    show_next(names, options.url, console)
+    wrong = Demo(flights, names, environment, console).run(options.seconds, check)
+    show_next(names, aircraft, options.url, console)
     return wrong
 
 
@@ -238,6 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--flights", type=int, help="only so many, the earliest first")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the month takes")
     options = parser.parse_args(arguments)
+    if options.flights is not None and options.flights < 1:
+        parser.error(f"--flights {options.flights}: at least one")
     console = Console()
     try:
         return 1 if run(options, console) else 0

@@ -21,7 +21,7 @@ from examples.flights.story import app_names
 from processors import Component, DiscardPolicy, changed
 from processors.relay_change import Change
 
-__all__ = ["SUMMARY_S", "aircraft", "airlines", "summary_of"]
+__all__ = ["ALERT_S_MAX", "SUMMARY_S", "aircraft", "airlines", "summary_of"]
 
 #: How long a summary takes. Slow: with 40 of them at a time (demo.py), a daemon cannot make one for
 #: each change that the service appends in the demo.
