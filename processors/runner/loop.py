@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
+from typing import Final
 
 __all__ = ["shared_loop"]
+
+logger: Final = logging.getLogger("processors.runner")
 
 _mutex = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -26,7 +30,14 @@ def shared_loop() -> asyncio.AbstractEventLoop:
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
-    loop.run_forever()
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # asyncio lets these through to whoever runs the loop. Here they are an update's, which
+            # fails with it, and the other updates and all timers of the process go on.
+            # (tests/fault/test_attacks.py)
+            logger.warning("an async update raised %s on the loop", type(error).__name__)
 
 
 def _forget() -> None:
