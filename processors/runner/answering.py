@@ -151,7 +151,8 @@ class Answering:
             else isinstance(error, retry.retry_on)
         )
         if is_worth_it and one.runs < retry.attempts:
-            if self.record_attempt(lane, one, reason, f"{type(error).__name__}: {error}"):
+            message = f"{type(error).__name__}: {answers.text_of(error)}"
+            if self.record_attempt(lane, one, reason, message):
                 backoff_s = retry.backoff_s * 2.0 ** min(one.runs - 1, 60)
                 with self._board.mutex:
                     self._board.pause(lane, min(backoff_s, retry.backoff_s_max))
