@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import heapq
 import inspect
-from collections import Counter
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -85,7 +87,10 @@ class Context:
         self._is_async = is_async
         self._as_diff = as_diff
         self._counted: Counter[tuple[str, str]] = Counter()
-        self._outbox: list[dict[str, Any]] = []
+        #: Numbers of effects whose calls were not recorded: the next equal calls get them.
+        self._given_back: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        self._mutex = threading.Lock()
+        self._outbox: list[bytes] = []
 
     def is_stale(self) -> bool:
         """Whether newer requests, or the time, have made this run not worth finishing.
@@ -125,20 +130,41 @@ class Context:
         except UnsupportedValue as error:
             error.add_note(f"effect {name!r}: give key= to stand for arguments of this kind")
             raise
-        call_index = self._counted[name, digest]
-        self._counted[name, digest] += 1
-        if self._is_async:
-            return self._effect_async(name, call_index, digest, function, args, kwargs)
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function) and not self._is_async:
             raise TypeError(
                 f"effect {name!r}: an async function needs an async update (`async def` and"
                 " `await context.effect(...)`)"
             )
+        call_index = self._number(name, digest)
+        if self._is_async:
+            return self._effect_async(name, call_index, digest, function, args, kwargs)
         recorded = self._calls.recorded(name, call_index, digest)
         if recorded is None:
-            result = values.encode(function(*args, **kwargs))
+            try:
+                result = values.encode(function(*args, **kwargs))
+            except BaseException:
+                self._give_back(name, digest, call_index)
+                raise
             recorded = self._calls.record(name, call_index, digest, result)
         return values.decode(recorded)
+
+    def _number(self, name: str, digest: str) -> int:
+        """Return which of a run's equal calls this is."""
+        with self._mutex:
+            given_back = self._given_back[name, digest]
+            if given_back:
+                return heapq.heappop(given_back)
+            self._counted[name, digest] += 1
+            return self._counted[name, digest] - 1
+
+    def _give_back(self, name: str, digest: str, call_index: int) -> None:
+        """Let the next equal call have the number of one that was not recorded.
+
+        A handler that catches what a call raised, and calls again, else records under a number
+        that its next run comes to only after it has made the call once more.
+        """
+        with self._mutex:
+            heapq.heappush(self._given_back[name, digest], call_index)
 
     async def _effect_async(
         self,
@@ -151,13 +177,17 @@ class Context:
     ) -> Any:
         recorded = await asyncio.to_thread(self._calls.recorded, name, call_index, digest)
         if recorded is None:
-            if inspect.iscoroutinefunction(function):
-                value = await function(*args, **kwargs)
-            else:
-                value = await asyncio.to_thread(function, *args, **kwargs)
-                if inspect.isawaitable(value):
-                    value = await value
-            result = values.encode(value)
+            try:
+                if inspect.iscoroutinefunction(function):
+                    value = await function(*args, **kwargs)
+                else:
+                    value = await asyncio.to_thread(function, *args, **kwargs)
+                    if inspect.isawaitable(value):
+                        value = await value
+                result = values.encode(value)
+            except BaseException:
+                self._give_back(name, digest, call_index)
+                raise
             # Somebody cancels this run, and the call was made: it is recorded all the same.
             recording = asyncio.ensure_future(
                 asyncio.to_thread(self._calls.record, name, call_index, digest, result)
@@ -190,7 +220,7 @@ class Context:
         later, in the order of these calls per receiving instance.
         """
         operations = diff if isinstance(diff, Diff) else Diff(diff)
-        self._send(instance, app, "diff", name, orjson.loads(operations.encode()))
+        self._send(instance, app, "diff", name, operations.encode())
 
     def request(
         self,
@@ -210,26 +240,30 @@ class Context:
             raise ValueError("context.request: give the name of the update that shall run")
         if not_before is not None and not_before.tzinfo is None:
             raise ValueError("context.request: not_before needs a time zone")
-        message = self._send(
-            instance, app, "request", name, orjson.loads(values.encode(dict(props or {})))
-        )
+        more: dict[str, Any] = {}
         if discard is not None:
-            message["discard"] = [discard.policy, discard.after, discard.running]
+            more["discard"] = [discard.policy, discard.after, discard.running]
         if not_before is not None:
-            message["not_before_ms"] = round(not_before.timestamp() * 1_000)
+            more["not_before_ms"] = round(not_before.timestamp() * 1_000)
+        self._send(instance, app, "request", name, values.encode(dict(props or {})), **more)
 
     def _send(
-        self, instance: str, app: str | None, kind: str, name: str, body: object
-    ) -> dict[str, Any]:
-        if not isinstance(instance, str) or not instance:
-            raise ValueError(f"context: {instance!r} is not the name of an instance")
-        message: dict[str, Any] = {"instance": instance, "kind": kind, "name": name, "body": body}
-        if app is not None:
-            message["app"] = app
-        self._outbox.append(message)
-        return message
+        self, instance: str, app: str | None, kind: str, name: str, body: bytes, **more: Any
+    ) -> None:
+        """Encode a message now: what cannot be sent is the handler's error, where it is made."""
+        message = {"instance": instance, "kind": kind, "name": name, "body": orjson.Fragment(body)}
+        for what, text in (("instance", instance), ("name", name), ("app", app)):
+            if text is None and what == "app":
+                continue
+            if not isinstance(text, str) or (not text and what != "name"):
+                raise ValueError(f"context: {text!r:.80} is no {what}, which is text")
+            message[what] = text
+        try:
+            self._outbox.append(orjson.dumps({**message, **more}))
+        except TypeError as error:
+            raise ValueError(f"context: a message to {instance!r:.80}: {error}") from error
 
     @property
     def outbox(self) -> bytes | None:
         """What was sent, as it rides in the closing event: a JSON list; None when nothing."""
-        return orjson.dumps(self._outbox) if self._outbox else None
+        return b"[" + b",".join(self._outbox) + b"]" if self._outbox else None
