@@ -92,8 +92,11 @@ class ServeCache:
                 "select marks, body, digest from results where key = ? and expires > ?",
                 (key, time.time()),
             ).fetchone()
-            # Writes are not synced, so a power cut can leave pages of two times.
-            if row is None or row[2] != _digest(key, row[0], row[1]):
+            # Writes are not synced, so a power cut can leave pages of two times. And anybody can
+            # write to the file, values of any type too.
+            if row is None or not all(isinstance(value, bytes) for value in row):
+                return None
+            if row[2] != _digest(key, row[0], row[1]):
                 return None
             return Cached(row[1], row[0])
 
