@@ -166,7 +166,8 @@ def main(connection: Connection) -> None:
     if hasattr(os, "register_at_fork"):
         # A copy of the pipe in a grandchild would keep the parent from noticing our end.
         os.register_at_fork(after_in_child=lambda: _leave_to_grandchild(connection))
-    serve(connection)
+    with contextlib.suppress(ConnectionError):  # the parent died, and nobody waits for an answer
+        serve(connection)
 
 
 def serve(connection: Connection) -> None:

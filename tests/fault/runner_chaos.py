@@ -86,7 +86,7 @@ class Storm:
     url: str
     order: Order
     chance: random.Random
-    #: Where the daemons' log lines go.
+    #: Where the log lines of all processes go.
     said: Path
     broker: Cluster | None = None
     kills: int = 0
@@ -109,7 +109,7 @@ class Storm:
         with ExitStack() as self._stack:
             self._lines: IO[str] = self._stack.enter_context(self.said.open("a"))
             self._watcher = self._stack.enter_context(
-                runner_child("watch", self.url, self.order.module)
+                runner_child("watch", self.url, self.order.module, stderr=self._lines)
             )
             self._watcher.until(bool)  # before anybody asks for anything
             for name in SERVICES:
@@ -119,6 +119,11 @@ class Storm:
             self._rage()
             self._calm_down()
         return self._examine()
+
+    @property
+    def tracebacks(self) -> int:
+        """How many errors the processes met that no kill explains."""
+        return self.said.read_text().count("Traceback")
 
     @property
     def _share(self) -> int:
@@ -217,7 +222,13 @@ class Storm:
     # --- processes ------------------------------------------------------------------------------
 
     def _start_daemon(self, fault: str = "") -> None:
-        child = daemon_child(self.url, "--concurrency", "4", module=self.order.module, fault=fault)
+        child = daemon_child(
+            self.url,
+            *("--concurrency", "4"),
+            module=self.order.module,
+            fault=fault,
+            stderr=self._lines,
+        )
         self._daemons.append(self._stack.enter_context(child))
 
     def _replace(self, daemon: DaemonChild) -> None:
@@ -237,7 +248,7 @@ class Storm:
 
     def _start_service(self, name: str) -> None:
         self._services[name] = self._stack.enter_context(
-            runner_child("ask", self.url, name, self._first[name])
+            runner_child("ask", self.url, name, self._first[name], stderr=self._lines)
         )
 
     def _end_service(self, name: str) -> None:

@@ -39,9 +39,13 @@ class RunnerChild(Child):
 
 @contextmanager
 def runner_child(
-    command: str, url: Path | str, *arguments: object, fault: str = ""
+    command: str,
+    url: Path | str,
+    *arguments: object,
+    fault: str = "",
+    stderr: IO[str] | None = None,
 ) -> Iterator[RunnerChild]:
-    started = RunnerChild(command, url, *arguments, fault=fault)
+    started = RunnerChild(command, url, *arguments, fault=fault, stderr=stderr)
     try:
         yield started
     finally:

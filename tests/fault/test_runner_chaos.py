@@ -38,6 +38,7 @@ def test_a_storm_loses_doubles_and_reorders_no_request(tmp_path: Path) -> None:
     print(f"chaos: {storm}: {found}")
     assert found.wrong == []
     assert found.requests == found.applied == SMALL.requests
+    assert storm.tracebacks == 0
 
 
 def test_a_storm_on_kafka_loses_doubles_and_reorders_no_request(
