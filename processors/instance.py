@@ -15,6 +15,7 @@ import inspect
 import logging
 import os
 import secrets
+import sys
 import threading
 import time
 import weakref
@@ -98,10 +99,16 @@ class ComponentInstance:
         Raises:
             ValueError: an id with `__`, or arguments that contradict one another.
             TypeError: `init_state` returned no dict.
+            RuntimeError: a script opens it while a process for its updates imports that script.
             Whatever `init_state` raises; the instance has not begun then.
             As for EventStore and App.append.
         """
         self._closed = True  # until it is open
+        if _is_importing_main():
+            raise RuntimeError(
+                f"component {component.name}: a process for updates imports this script, and so"
+                ' opens an instance again: do that under `if __name__ == "__main__":`'
+            )
         self.component = component
         self.instance_id = instance_id or _readable_id()
         self.disable_update_task = disable_update_task
@@ -782,6 +789,15 @@ def _check(
         raise TypeError(f"component {name}: init_state_params={init_state_params!r:.80} is no dict")
     if store is not None and url is not None:
         raise ValueError(f"component {name}: give store= or url=, not both")
+
+
+def _is_importing_main() -> bool:
+    """Whether this is a spawned process that is still importing its parent's main module.
+
+    To run a script's work again in there would end in processes that wait for one another.
+    """
+    module = sys.modules.get("multiprocessing.process")  # imported, if this is such a process
+    return module is not None and getattr(module.current_process(), "_inheriting", False)
 
 
 def _not_before_ms(delay_s: float | None, not_before: datetime.datetime | None) -> int | None:

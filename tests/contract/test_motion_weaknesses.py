@@ -5,7 +5,10 @@ docs/motion.md lists all of them, each with the test that shows that it does not
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,3 +137,32 @@ def test_a_large_state_is_not_written_anew_for_a_small_change(store: EventStore)
         assert len(answer.event.body) < 100
         assert orjson.loads(answer.event.body) == [["append", "chat", "hello"]]
         assert instance.read_state("chat")[-1] == "hello"
+
+
+UNGUARDED = """
+from processors import Component
+
+component = Component("Unguarded")
+
+@component.update("k")
+def update(state, props):
+    return {"n": 1}
+
+with component("i", update_task_type="process") as instance:
+    instance.run("k", flush_update=True)
+"""
+
+
+def test_a_script_without_a_guard_is_told_so_and_does_not_hang(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED, encoding="utf-8")
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    here.pop("EVENTSTORE_URL", None)
+
+    ended = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, check=False, cwd=tmp_path, env=here,
+        text=True, timeout=60,
+    )  # fmt: skip
+
+    assert ended.returncode == 1
+    assert 'under `if __name__ == "__main__":`' in ended.stderr
+    assert "UpdateFailed" in ended.stderr
