@@ -37,10 +37,10 @@ __all__ = ["UNDELIVERED", "Cursor", "Record", "Start", "source_id", "start_of", 
 
 #: The name of the note on something that could not be delivered.
 UNDELIVERED: Final = "relay/undelivered"
-#: Longest id of a source, as the fold takes it.
-_ID_CHARACTERS_MAX: Final = 1_000
-#: Longest name of an instance, with room for what stands before the id.
-_INSTANCE_BYTES_MAX: Final = 900
+#: Longest id of a source: the fold takes so many characters.
+_SOURCE_BYTES_MAX: Final = 1_000
+#: Longest id of a trigger in the name of its instance, which has 1,024 bytes with what is before.
+_TRIGGER_BYTES_MAX: Final = 900
 #: Entries of one partition that are looked at to find those of the start's last millisecond.
 _TIES_MAX: Final = 512
 
@@ -49,15 +49,15 @@ def system_instance(trigger_id: str | None) -> str:
     """Return where a trigger writes down how far it is; None: the component's outboxes."""
     if trigger_id is None:
         return f"{SYSTEM_PREFIX}outbox"
-    return f"{SYSTEM_PREFIX}trigger/{_shortened(trigger_id, _INSTANCE_BYTES_MAX)}"
+    return f"{SYSTEM_PREFIX}trigger/{_shortened(trigger_id, _TRIGGER_BYTES_MAX)}"
 
 
 def source_id(trigger_id: str | None, app: str, instance: str) -> str:
     """Return the source of what comes from one instance of a watched app."""
     if trigger_id is None:
-        return _shortened(f"outbox/{app}/{instance}", _ID_CHARACTERS_MAX)
+        return _shortened(f"outbox/{app}/{instance}", _SOURCE_BYTES_MAX)
     # Without any slash of its own, or two ids and apps could make one text.
-    return _shortened(f"trigger/{quote(trigger_id, safe='')}/{app}/{instance}", _ID_CHARACTERS_MAX)
+    return _shortened(f"trigger/{quote(trigger_id, safe='')}/{app}/{instance}", _SOURCE_BYTES_MAX)
 
 
 def _shortened(text: str, bytes_max: int) -> str:
