@@ -108,7 +108,7 @@ class Channel:
     def _append_of(self, topic: Topic, instance: str, value: bytes, system: bool) -> Append:
         if len(value) > self._event_bytes_max:
             raise EventTooLarge(len(value), self._event_bytes_max)
-        key = _instance_key(instance, system)
+        key = instance_key(instance, system)
         return Append(self.log.partition_of(key, topic), key, value, Receipt(self, instance))
 
     def _hand_over(self, topic: Topic, appends: list[Append]) -> list[Receipt]:
@@ -490,7 +490,7 @@ class Channel:
                 self._follower = None
 
 
-def _instance_key(instance: str, system: bool) -> bytes:
+def instance_key(instance: object, system: bool) -> bytes:
     """Return an instance's name as a record key; ConfigError when it cannot be one."""
     if not isinstance(instance, str) or not instance:
         raise ConfigError(f"instance {instance!r}: a name is text, and not empty")

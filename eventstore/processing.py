@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from eventstore.channel import Channel, as_entry
-from eventstore.errors import InstanceNotFound, ReadTimeout
+from eventstore.channel import Channel, as_entry, instance_key
+from eventstore.errors import ConfigError, InstanceNotFound, ReadTimeout
 from eventstore.events import Entry, Event, Kind, Position, Verdict
 from eventstore.follow import Follower
 from eventstore.log.base import Ownership
@@ -23,7 +23,16 @@ from eventstore.state import State
 from eventstore.store import App
 from eventstore.view.reader import Head, PendingRow, ViewReader
 
-__all__ = ["Folded", "Ownership", "Pending", "PendingRow", "Processing"]
+__all__ = ["Folded", "Ownership", "Pending", "PendingRow", "Processing", "instance_fault"]
+
+
+def instance_fault(instance: object) -> str | None:
+    """Return why users may not write to an instance of this name; None where they may."""
+    try:
+        instance_key(instance, system=False)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 class Processing:

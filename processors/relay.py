@@ -35,10 +35,10 @@ import orjson
 
 from eventstore import Closed, ConfigError, Event, EventStore, EventStoreError, Kind, Verdict
 from eventstore.events import RequestPolicy, moment
-from eventstore.processing import Folded, Processing
+from eventstore.processing import Folded, Processing, instance_fault
 from processors.component import Changed, Component, Update
-from processors.relay_change import Change, is_ours, own_names, props_of, watched_fields
-from processors.relay_courier import Courier, Delivery, Refused, instance_fault, processings
+from processors.relay_change import Change, is_system, own_names, props_of, watched_fields
+from processors.relay_courier import Courier, Delivery, Refused
 from processors.relay_feed import PASSED_MAX, Feed, epoch_of
 from processors.relay_record import (
     Cursor,
@@ -48,6 +48,7 @@ from processors.relay_record import (
     start_of,
     system_instance,
 )
+from processors.stores import processing_of
 
 __all__ = ["Relay", "RelayStatus", "Relays", "relays_of"]
 
@@ -136,7 +137,6 @@ class Relay:
             self.watched_name = trigger.app
         self._is_own = self.watched_name == component.name
         self._own_names = frozenset() if update is None else own_names(component, update)
-        self._processing_of = processings(store, processing)
         self._courier = Courier(self._processing_of)
         self._record = Record(processing, system_instance(self.trigger_id))
         self._watched: Processing | None = None
@@ -159,6 +159,9 @@ class Relay:
         self._is_closed = False
         self._sent = self._undelivered = self._errors = 0
         self._error_last: str | None = None
+
+    def _processing_of(self, app: str) -> Processing:
+        return self._target if app == self._target.name else processing_of(self._store, app)
 
     # --- being stepped --------------------------------------------------------------------------
 
@@ -329,7 +332,7 @@ class Relay:
     def _matters(self, change: Folded) -> bool:
         """Whether an event asks for anything; called under the view's lock: it reads nothing."""
         event = change.event
-        if change.verdict != Verdict.ACCEPTED or is_ours(change):
+        if change.verdict != Verdict.ACCEPTED or is_system(change):
             return False
         if self._trigger is None:
             return event.outbox is not None and event.answer is not None and event.answer.closes

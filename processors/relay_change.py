@@ -25,7 +25,7 @@ from processors.component import Component, Update
 __all__ = [
     "Change",
     "as_change",
-    "is_ours",
+    "is_system",
     "own_names",
     "props_of",
     "touched_fields",
@@ -59,7 +59,7 @@ class Change:
         return self._read()
 
 
-def is_ours(folded: Folded) -> bool:
+def is_system(folded: Folded) -> bool:
     """Whether an event is about an instance of the system: a cursor, a note."""
     return folded.instance.startswith(SYSTEM_PREFIX)
 
@@ -81,7 +81,7 @@ def as_change(folded: Folded) -> Folded:
     Before its last part nobody can see a fork, and with it all of its fields come at once.
     """
     kind, fork = folded.event.kind, folded.event.fork
-    if folded.verdict != Verdict.ACCEPTED or is_ours(folded):
+    if folded.verdict != Verdict.ACCEPTED or is_system(folded):
         return folded._replace(fields=()) if folded.fields else folded
     if kind == Kind.RESET:
         return folded._replace(fields=(ANY,))

@@ -12,12 +12,12 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from eventstore import Event, EventStore, EventTooLarge, Receipt, Verdict
-from eventstore.events import SYSTEM_PREFIX, Source
+from eventstore import Event, EventTooLarge, Receipt, Verdict
+from eventstore.events import Source
 from eventstore.processing import Processing
 from eventstore.testing import fault_point
 
-__all__ = ["Courier", "Delivery", "Outcome", "Refused", "instance_fault", "processings"]
+__all__ = ["Courier", "Delivered", "Delivery", "Refused"]
 
 Number = tuple[int, int]
 
@@ -25,8 +25,6 @@ Number = tuple[int, int]
 _SEND_EVENTS_MAX: Final = 500
 #: Last numbers that are remembered, so that they are not read before each delivery.
 _ROWS_MAX: Final = 10_000
-#: Longest name of an instance, as the log takes it.
-_INSTANCE_BYTES_MAX: Final = 1_024
 
 
 class Delivery(NamedTuple):
@@ -47,7 +45,7 @@ class Refused(NamedTuple):
     reason: str
 
 
-class Outcome(NamedTuple):
+class Delivered(NamedTuple):
     """What became of deliveries: how many were made, and which never can be.
 
     `again` are to be sent once more: what came before them was not known right.
@@ -75,7 +73,7 @@ class Courier:
         #: The last number that counted, None before the first; dropped whenever in doubt.
         self._rows: OrderedDict[_Place, Number | None] = OrderedDict()
 
-    def deliver(self, deliveries: Sequence[Delivery]) -> Outcome:
+    def deliver(self, deliveries: Sequence[Delivery]) -> Delivered:
         """Make deliveries, each row of numbers in its order; return when it is certain.
 
         Raises:
@@ -85,7 +83,7 @@ class Courier:
         by_app: dict[str, list[Delivery]] = defaultdict(list)
         for delivery in deliveries:
             by_app[delivery.app].append(delivery)
-        outcomes: list[Outcome] = []
+        outcomes: list[Delivered] = []
         for app, of_app in by_app.items():
             for start in range(0, len(of_app), _SEND_EVENTS_MAX):
                 chunk = of_app[start : start + _SEND_EVENTS_MAX]
@@ -94,19 +92,19 @@ class Courier:
                 if outcome.again:
                     # What comes later must not overtake it: its number would be passed for good.
                     left = of_app[start + _SEND_EVENTS_MAX :]
-                    outcomes.append(Outcome(0, [], left))
+                    outcomes.append(Delivered(0, [], left))
                     break
-        return Outcome(
+        return Delivered(
             sum(one.sent for one in outcomes),
             [refused for one in outcomes for refused in one.refused],
             [delivery for one in outcomes for delivery in one.again],
         )
 
-    def _deliver(self, target: Processing, deliveries: list[Delivery]) -> Outcome:
+    def _deliver(self, target: Processing, deliveries: list[Delivery]) -> Delivered:
         try:
             linked = self._linked(target, deliveries)
             if not linked:
-                return Outcome(0, [], [])
+                return Delivered(0, [], [])
             fault_point("relay.request.before")
             sent, refused = self._send(target, linked)
             fault_point("relay.request.after")
@@ -154,7 +152,7 @@ class Courier:
         target: Processing,
         sent: list[tuple[Delivery, Receipt]],
         refused: list[Refused],
-    ) -> Outcome:
+    ) -> Delivered:
         """Return what the fold decided on what was sent."""
         newest: dict[int, Receipt] = {}
         for _, receipt in sent:
@@ -181,7 +179,7 @@ class Courier:
                 again.append(one)
         for place, last in rows.items():
             self._keep(place, last)
-        return Outcome(len(sent) - len(again) - len(refused), refused, again)
+        return Delivered(len(sent) - len(again) - len(refused), refused, again)
 
     def _last(self, target: Processing, place: _Place) -> Number | None:
         if place in self._rows:
@@ -196,30 +194,3 @@ class Courier:
         self._rows.move_to_end(place)
         if len(self._rows) > _ROWS_MAX:
             self._rows.popitem(last=False)
-
-
-def instance_fault(instance: object) -> str | None:
-    """Return why nothing can be sent to an instance of this name; None where it can."""
-    if not isinstance(instance, str) or not instance:
-        return f"{instance!r:.80} is not the name of an instance"
-    if instance.startswith(SYSTEM_PREFIX):
-        return f"{instance!r:.80}: names that begin with {SYSTEM_PREFIX} are ours"
-    try:
-        size_bytes = len(instance.encode())
-    except UnicodeEncodeError:
-        return f"{instance!r:.80} is not valid Unicode text"
-    if size_bytes > _INSTANCE_BYTES_MAX:
-        return f"instance {instance[:40]!r}...: {size_bytes} bytes; at most {_INSTANCE_BYTES_MAX}"
-    return None
-
-
-def processings(store: EventStore, own: Processing) -> Callable[[str], Processing]:
-    """Return the apps of a store as a courier wants them; `own` is there already."""
-    known = {own.name: own}
-
-    def processing_of(name: str) -> Processing:
-        if name not in known:
-            known[name] = Processing(store.app(name))
-        return known[name]
-
-    return processing_of

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from eventstore import Entry, Position
 from eventstore.processing import Folded, Processing
 from processors.clock import LogClock
-from processors.relay_change import as_change, is_ours, touched_fields
+from processors.relay_change import as_change, is_system, touched_fields
 
 __all__ = ["Epoch", "Feed", "epoch_of", "newest_entries"]
 
@@ -97,7 +97,7 @@ class Feed:
         if not folded:
             return
         kept = [_without_body(one) for one in map(as_change, folded) if self._matters(one)]
-        passed = sum(not is_ours(one) for one in folded)
+        passed = sum(not is_system(one) for one in folded)
         with self._mutex:
             self._clock.seen(folded[-1].appended_ms)
             self._told_next[folded[-1].partition] = folded[-1].offset + 1
@@ -169,7 +169,7 @@ class Feed:
             self.offsets_next[partition] = offset + 1
             self._read_up_to_ms = entry.time_ms
             folded = as_change(_as_folded(entry, partition, offset))
-            if not is_ours(folded):
+            if not is_system(folded):
                 with self._mutex:
                     self._passed += 1
             if self._matters(folded):
