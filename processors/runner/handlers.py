@@ -127,8 +127,11 @@ class Handlers:
             was_over, run.is_over = run.is_over, True
             return was_over
 
-    def _time_out(self, run: Run, timeout_s: float) -> Callable[[], None]:
-        """Fail a plain update that takes too long; its thread cannot be stopped, and is left."""
+    def _time_out(self, run: Run, timeout_s: float) -> Callable[[], object]:
+        """Fail a plain update that takes too long; return what calls that off.
+
+        Its thread cannot be stopped, and is left alone.
+        """
         loop = self._board.loop
         handles: list[asyncio.TimerHandle] = []
 
@@ -141,7 +144,7 @@ class Handlers:
                 handle.cancel()
 
         loop.call_soon_threadsafe(lambda: handles.append(loop.call_later(timeout_s, fail)))
-        return lambda: _ignore(loop.call_soon_threadsafe(stop_timer))
+        return lambda: loop.call_soon_threadsafe(stop_timer)
 
     def _abandon(self, run: Run, timeout_s: float) -> None:
         error = TimeoutError(f"it ran longer than timeout_s={timeout_s}; its thread was left alone")
@@ -267,7 +270,3 @@ async def _timed(run: Run, arguments: tuple[Any, ...]) -> Any:
         return await run.update.function(*arguments)
     async with asyncio.timeout(run.update.timeout_s):
         return await run.update.function(*arguments)
-
-
-def _ignore(value: object) -> None:
-    """Drop what a call returned."""
