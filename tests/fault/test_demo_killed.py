@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from examples.flights.data import departures
 from tests.fault.sqlite_processes import ROOT
 
@@ -46,6 +48,7 @@ def kill_after(process: subprocess.Popen[str], delay_s: float) -> None:
         process.communicate()
 
 
+@pytest.mark.timeout(300)  # four starts of six processes, on a machine that does other things too
 def test_all_processes_killed_at_random_and_the_demo_ends_with_the_same_counts(
     tmp_path: Path,
 ) -> None:
@@ -55,7 +58,7 @@ def test_all_processes_killed_at_random_and_the_demo_ends_with_the_same_counts(
     late = sum((flight.delay_min or 0) >= 30 for flight in flights)
     cancelled = sum(flight.cancelled for flight in flights)
 
-    for _ in range(4):
+    for _ in range(3):
         kill_after(start(tmp_path / "store"), moments.uniform(*KILL_AFTER_S))
     last = start(tmp_path / "store")
     printed, _ = last.communicate()
