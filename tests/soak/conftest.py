@@ -1,10 +1,10 @@
-"""The last line of a soak: its counts; and exit code 1 unless all is well."""
+"""The last lines of a soak: its counts; and exit code 1 unless all is well."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.soak.counts import COUNTS
+from tests.soak.counts import CHAOS, COUNTS
 
 
 @pytest.hookimpl(trylast=True)
@@ -16,7 +16,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is not None and COUNTS.rounds:
+    if reporter is None:
+        return
+    for log, counts in CHAOS.items():
+        reporter.write_line(f"chaos: {log}, {counts.storms} storms, {counts}")
+    if COUNTS.rounds:
         for line in COUNTS.wrong[:20]:
             reporter.write_line(line)
         reporter.write_line(f"soak: {COUNTS.rounds} rounds, {COUNTS}")

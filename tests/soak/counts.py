@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tests.fault.store_processes import Findings
 
-__all__ = ["COUNTS", "Counts"]
+__all__ = ["CHAOS", "COUNTS", "ChaosCounts", "Counts"]
 
 
 @dataclass
@@ -42,4 +42,27 @@ class Counts:
         )
 
 
+@dataclass
+class ChaosCounts:
+    """Sums over the storms of one log (test_processing.py)."""
+
+    storms: int = 0
+    requests: int = 0
+    kills: int = 0
+    broker_kills: int = 0
+    zombies: int = 0
+    lost: int = 0
+    twice: int = 0
+    disordered: int = 0
+
+    def __str__(self) -> str:
+        brokers = f" ({self.broker_kills} of the broker)" if self.broker_kills else ""
+        return (
+            f"{self.requests:,} requests, {self.kills} kills{brokers}, {self.zombies} zombies:"
+            f" {self.lost} lost, {self.twice} twice, {self.disordered} out of order"
+        )
+
+
 COUNTS = Counts()
+#: By the name of the log.
+CHAOS: dict[str, ChaosCounts] = {}

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.runner_chaos import KAFKA_HAND_OVER_S, Order, Storm, kafka_environment
+from tests.soak.counts import CHAOS, ChaosCounts
 from tools.broker.broker import Cluster
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
@@ -65,6 +66,15 @@ def rage(log: str, number: int, storm: Storm) -> None:
 
     found = storm.run()
 
-    print(f"chaos: {storm}: {found}", flush=True)
+    counts = CHAOS.setdefault(log, ChaosCounts())
+    counts.storms += 1
+    counts.requests += found.requests
+    counts.kills += storm.kills + storm.broker_kills
+    counts.broker_kills += storm.broker_kills
+    counts.zombies += storm.zombies
+    counts.lost += len(found.lost)
+    counts.twice += len(found.twice)
+    counts.disordered += len(found.disordered)
+    print(f"chaos: {log}: {storm}: {found}", flush=True)
     assert found.wrong == [], f"seed {seed}; the daemons' lines are in {storm.said}"
     assert found.requests == found.applied == storm.order.requests
