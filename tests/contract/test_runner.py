@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from eventstore.events import Answer, Event
 from processors.component import Component
 from processors.policy import DiscardPolicy, Retry
 from processors.runner import Runner
+from tests.fault import worker_handlers
 
 WAIT_S = 20.0
 
@@ -763,6 +765,53 @@ def test_two_runners_of_one_lane_have_one_effect(
 
     for lane in range(4):
         assert app.get(f"i{lane}", "log") == list(range(lane, 400, 4))
+
+
+# --- in processes of their own --------------------------------------------------------------------
+
+
+def test_sync_updates_run_in_spawned_processes_where_that_is_asked_for(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("Handlers")
+    names = ["count", "use_effects", "use_checkpoint", "count"]
+
+    run(worker_handlers.component, worker="process").complete(
+        [app.request("i", f"do/{name}", {"by": 2, "mine": 5}) for name in names], WAIT_S
+    )
+
+    state = app.get("i")
+    assert state["pid"] != os.getpid()
+    assert (state["count"], state["rolls"], state["seen"]) == (4, [5, 5], True)
+    effects = [entry for entry in app.history("i") if entry.event.kind == Kind.EFFECT]
+    assert len(effects) == 2
+
+
+def test_async_updates_stay_in_the_runner_s_process(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("Handlers")
+    runner = run(worker_handlers.component, worker="process")
+
+    runner.complete([app.request("i", "do/wait_on_a_loop")], WAIT_S)
+
+    assert app.get("i", "loop") == id(runner._board.loop)
+
+
+def test_what_is_raised_in_a_spawned_process_is_a_failure_like_any_other(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("Handlers")
+    runner = run(worker_handlers.component, worker="process")
+
+    closed = runner.complete(
+        [app.request("i", "do/raise_readable"), app.request("i", "do/count", {"by": 1})], WAIT_S
+    )
+
+    assert [entry.event.kind for entry in closed] == [Kind.FAILURE, Kind.DIFF]
+    failure = body_of(closed[0])
+    assert (failure["reason"], failure["type"], failure["attempts"]) == ("raised", "Readable", 1)
+    assert "raise_readable" in failure["traceback"]
 
 
 # --- effects, checkpoints -------------------------------------------------------------------------
