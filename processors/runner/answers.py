@@ -1,4 +1,4 @@
-"""The events with which a runner answers a request. Built here, sent by the engine."""
+"""The events with which a runner answers a request. Sent by answering.py."""
 
 from __future__ import annotations
 

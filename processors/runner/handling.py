@@ -1,7 +1,7 @@
 """One run of one request: what the handler gets, and what stands behind its Context.
 
-A Run is made for each time that a handler is called; the engine decides when, and what becomes of
-the result.
+A Run is made for each time that a handler is called. When that is stands in turns.py, where in
+handlers.py, and what becomes of its result in answering.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from processors.results import diff_of
 from processors.runner import answers
 from processors.runner.lanes import Lane, Session, Waiting
 
-__all__ = ["LogCalls", "Run", "sure_entries", "sure_entry"]
+__all__ = ["LogCalls", "Run", "is_interrupt", "sure_entries", "sure_entry"]
 
 #: How long one append of a run may take before the handler hears of it.
 _APPEND_TIMEOUT_S: Final = 60.0
@@ -64,6 +64,12 @@ def sure_entries(processing: Processing, instance: str, events: Sequence[Event])
     return entries
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, which is for the program in whose main thread an update runs."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    return is_ours and isinstance(error, KeyboardInterrupt)
+
+
 class Run:
     """One run of one request. Made in the lane's turn, and used by one thread or task at a time."""
 
@@ -88,6 +94,8 @@ class Run:
         self.given: Any = None
         #: The handler ended, or was given up: whoever sets it first decides what comes of it.
         self.is_over = False
+        #: Of a plain update: which thread runs it.
+        self.thread = 0
         self.cancel: Callable[[], None] | None = None
         self.was_cancelled = False
         self.calls = LogCalls(processing, lane.instance, one, session, update, is_stale)

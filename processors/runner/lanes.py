@@ -1,6 +1,6 @@
 """Lanes: which requests of an instance wait, in which order, and which answers are on their way.
 
-Pure bookkeeping, without threads, clock or log: the engine holds its lock around every call.
+Pure bookkeeping, without threads, clock or log: the board's lock is held around every call.
 """
 
 from __future__ import annotations
@@ -140,6 +140,15 @@ class Lane:
         self.waiting.pop(sequence, None)
         self.delayed.pop(sequence, None)
         self.in_flight.pop(sequence, None)
+
+    def part_came(self, cause: int, part: int) -> None:
+        """Take note of an accepted part of an answer, whoever made it."""
+        if self.running is not None and self.running.sequence == cause:
+            one: Waiting | None = self.running
+        else:
+            one = self.waiting.get(cause) or self.delayed.get(cause) or self.in_flight.get(cause)
+        if one is not None and part >= one.parts:
+            one.parts = part + 1
 
     def newer(self, one: Waiting) -> int:
         """Return how many requests of the same name came after this one."""
