@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -31,24 +32,15 @@ _LOOKS_MAX: Final = 20
 _ITEMS_MAX: Final = 100
 
 
+@dataclass(frozen=True, slots=True)
 class Place:
-    """Where the flows of one instance run: what they share. No logic."""
+    """Where the flows of one instance run: what they share."""
 
-    __slots__ = ("cache", "component", "instance", "live", "processing")
-
-    def __init__(
-        self,
-        component: Component,
-        instance: str,
-        processing: Processing,
-        live: LiveStates,
-        cache: ServeCache,
-    ) -> None:
-        self.component = component
-        self.instance = instance
-        self.processing = processing
-        self.live = live
-        self.cache = cache
+    component: Component
+    instance: str
+    processing: Processing
+    live: LiveStates
+    cache: ServeCache
 
 
 class Flow:
