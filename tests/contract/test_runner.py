@@ -634,13 +634,17 @@ def test_no_more_async_updates_run_at_once_than_allowed(
 ) -> None:
     component = Component("few")
     now, most = 0, 0
+    all_begun = asyncio.Event()
 
     @component.update("k")
     async def wait(state: State, props: dict[str, Any]) -> None:
         nonlocal now, most
         now += 1
         most = max(most, now)
-        await asyncio.sleep(0.001)
+        if now == 3:
+            all_begun.set()
+        await all_begun.wait()
+        await asyncio.sleep(0.001)  # for one more to begin, if it may
         now -= 1
 
     app = store.app("few")
