@@ -49,7 +49,8 @@ _PROBE_S: Final = 2.0
 #: A daemon whose own loop stood still for so long is not in good health.
 _STANDS_STILL_S: Final = 30.0
 
-Wish = Literal["stop", "stop now", "drained", "failed", "stopped", "cut off"]
+#: What the main loop is told: what somebody wants of it, or what a thread of its own has done.
+Message = Literal["stop", "stop now", "drained", "failed", "stopped", "cut off"]
 
 
 class Daemon:
@@ -80,7 +81,7 @@ class Daemon:
         self._once = once
         self._stop_timeout_s = stop_timeout_s
         # SimpleQueue, because its put may interrupt its own get: signals come at any moment.
-        self._wishes: SimpleQueue[Wish] = SimpleQueue()
+        self._messages: SimpleQueue[Message] = SimpleQueue()
         #: (event, app, update) -> how many there were since the last look.
         self._bursts: Counter[tuple[str, str, str]] = Counter()
         self._failures_said = 0
@@ -142,28 +143,28 @@ class Daemon:
             self._drain()
 
     def _live(self) -> int:
-        """Wait for wishes, and look at the runners meanwhile."""
+        """Wait for messages, and look at the runners meanwhile."""
         while True:
             try:
-                wish = self._wishes.get(timeout=_TICK_S)
+                message = self._messages.get(timeout=_TICK_S)
             except Empty:
                 self._tick()
                 continue
-            if wish in ("stop", "drained"):
+            if message in ("stop", "drained"):
                 self._begin_to_stop()
-            elif wish == "stop now":
+            elif message == "stop now":
                 say("stopped", logging.WARNING, why="a second signal", running=self._running())
                 self.is_cut_off = True
                 return EXIT_STOPPED
-            elif wish == "failed":
+            elif message == "failed":
                 assert self._error is not None
                 raise self._error
             else:
                 self._tick()
-                return self._end(wish)
+                return self._end(message)
 
-    def _end(self, wish: Wish) -> int:
-        if wish == "cut off":
+    def _end(self, message: Message) -> int:
+        if message == "cut off":
             say(
                 "stopped",
                 logging.WARNING,
@@ -188,7 +189,7 @@ class Daemon:
 
         May be called from a signal handler, and from any thread.
         """
-        self._wishes.put("stop now" if self._is_stopping else "stop")
+        self._messages.put("stop now" if self._is_stopping else "stop")
         self._is_stopping = True
 
     def _begin_to_stop(self) -> None:
@@ -201,7 +202,7 @@ class Daemon:
         if not self._started.is_set():
             # Nothing has run, and nothing ends the fold of a view but the end of the process.
             self.is_cut_off = True
-            self._wishes.put("stopped")
+            self._messages.put("stopped")
             return
         ended: list[bool] = []
         threads = [
@@ -217,7 +218,7 @@ class Daemon:
             thread.start()
         for thread in threads:
             thread.join()
-        self._wishes.put("stopped" if len(ended) == len(threads) and all(ended) else "cut off")
+        self._messages.put("stopped" if len(ended) == len(threads) and all(ended) else "cut off")
 
     def _drain(self) -> None:
         """Wait until no runner has anything to run: one may have made work for another."""
@@ -229,7 +230,7 @@ class Daemon:
                     pass
             drained = self._totals() == before or len(self.runners) == 1
         if not self._is_stopping:
-            self._wishes.put("drained")
+            self._messages.put("drained")
 
     def _totals(self) -> list[tuple[int, int, int]]:
         totals = [runner.snapshot() for runner in self.runners]
@@ -241,7 +242,7 @@ class Daemon:
                 work()
             except BaseException as error:  # whatever it is, nobody else would end this daemon
                 self._error = error
-                self._wishes.put("failed")
+                self._messages.put("failed")
 
         threading.Thread(target=guarded, name=f"processors-{name}", daemon=True).start()
 
