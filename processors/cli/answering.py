@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +37,19 @@ def _processing(session: Session, app: str) -> Iterator[Processing]:
         yield processing
 
 
+def _names_failures(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a verb be told which failures: APP [INSTANCE] [REQUEST], --update, or --all."""
+    for decorate in (
+        click.option("--all", "every", is_flag=True, help="All that are open in this app."),
+        update_option,
+        click.argument("request", required=False, type=click.IntRange(min=0)),
+        click.argument("instance", required=False),
+        app_argument,
+    ):
+        function = decorate(function)
+    return function
+
+
 def _refuse_unclear(instance: str | None, update: str | None, every: bool) -> None:
     if instance is None and update is None and not every:
         raise click.UsageError("which ones? Give an INSTANCE, --update NAME, or --all")
@@ -67,11 +80,7 @@ def _chosen(
 
 
 @failures.command("retry")
-@app_argument
-@click.argument("instance", required=False)
-@click.argument("request", required=False, type=click.IntRange(min=0))
-@update_option
-@click.option("--all", "every", is_flag=True, help="All that are open in this app.")
+@_names_failures
 @shared_options
 @pass_session
 def retry(
@@ -106,11 +115,7 @@ def retry(
 
 
 @failures.command("discard")
-@app_argument
-@click.argument("instance", required=False)
-@click.argument("request", required=False, type=click.IntRange(min=0))
-@update_option
-@click.option("--all", "every", is_flag=True, help="All that are open in this app.")
+@_names_failures
 @shared_options
 @pass_session
 def discard(
