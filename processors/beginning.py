@@ -29,7 +29,7 @@ from eventstore.processing import Processing
 from processors.component import Component
 from processors.results import LiveStates, has_hooks, saved_of
 
-__all__ = ["begin", "begins_alone", "has_begun", "state_of"]
+__all__ = ["begin", "begins_alone", "has_begun", "has_run", "state_of"]
 
 #: The name of the diff in the history.
 _NAME: Final = "init_state"
@@ -92,10 +92,15 @@ def begins_alone(component: Component) -> bool:
 
 def has_begun(processing: Processing, instance: str) -> bool:
     """Whether `init_state` has taken effect, as far as the view knows; a fork need not begin."""
-    if processing.source(instance, _source(processing, instance).id) is not None:
+    if has_run(processing, instance):
         return True
     first = processing.entry(instance, 0)
     return first is not None and first.event.kind == Kind.FORK
+
+
+def has_run(processing: Processing, instance: str) -> bool:
+    """Whether `init_state` has run in an instance's present life, as far as the view knows."""
+    return processing.source(instance, _source(processing, instance).id) is not None
 
 
 def _source(processing: Processing, instance: str) -> Source:

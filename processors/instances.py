@@ -23,6 +23,7 @@ from eventstore import (
     copy_app,
 )
 from eventstore.processing import Processing
+from processors.beginning import has_run
 from processors.stores import give_back, processing_of, take
 
 __all__ = [
@@ -126,7 +127,7 @@ def is_cleared(processing: Processing, instance: str) -> bool:
     head = processing.head(instance)
     if head is None or head.floor == 0 or head.version > head.floor or head.pending:
         return False
-    return processing.source(instance, f"init/{head.floor}") is None
+    return not has_run(processing, instance)
 
 
 @contextmanager
