@@ -842,7 +842,7 @@ def test_an_async_iterator_closed_early_queues_the_update_too(
         assert instance.read_state("kept") == [[0]]
 
 
-def test_async_updates_that_await_do_not_block_one_another(store: EventStore) -> None:
+def test_calls_that_flush_at_once_end_in_the_order_of_the_calls(store: EventStore) -> None:
     component = Component("Waits")
 
     @component.update("go")
