@@ -123,7 +123,7 @@ class Answering:
         one.diff = one.live = None
         self._send(lane, one, answers.failure(one, self._processing.generation(), body))
         told = {"instance": lane.instance, "request": one.sequence, "update": one.name}
-        self._tell("failed", {**told, "reason": reason, "message": body["message"]})
+        self._tell("failed", told | {fact: body[fact] for fact in ("reason", "type", "message")})
 
     def _send(self, lane: Lane, one: Waiting, event: Event) -> None:
         """Append an answer; it is on its way before that, because its news may come at once."""
@@ -292,6 +292,16 @@ class Answering:
         lane.folded_version = folded.version
         if folded.event.kind != Kind.DIFF or not _is_ours(lane, folded.event):
             lane.foreign_version = folded.version
+
+    def part_came(self, lane: Lane, folded: Folded) -> None:
+        """Take note of a part of an answer, if it is one.
+
+        Whoever had the lane before may still run the request, and make a checkpoint: an answer of
+        ours that does not count on from there would be refused each time.
+        """
+        answer = folded.event.answer
+        if folded.event.kind == Kind.DIFF and answer is not None and not answer.closes:
+            lane.part_came(answer.cause, answer.part)
 
     def refused(self, lane: Lane, folded: Folded) -> None:
         """Take note of an answer that did not count, if it is one of ours."""

@@ -60,6 +60,7 @@ class Board:
         name: str,
         *,
         concurrency: int,
+        async_max: int,
         is_pipelined: bool,
         take_turn: Callable[[Lane], None],
     ) -> None:
@@ -68,13 +69,21 @@ class Board:
         Args:
             name: the component's, for threads and messages.
             concurrency: threads that take turns at the same time, at most.
+            async_max: async updates that run at the same time, at most.
             is_pipelined: whether a lane may go on before its last answer is judged.
             take_turn: runs what waits in a lane that was taken; it lets go of the lane itself.
         """
         self.name = name
         self.clock = LogClock()
         self.counts = Counts()
-        self.loop: asyncio.AbstractEventLoop = shared_loop()
+        #: For async updates.
+        self.loop: asyncio.AbstractEventLoop = shared_loop("updates")
+        #: For our own timers, which no update that blocks its loop may hold up.
+        self.timers: asyncio.AbstractEventLoop = shared_loop("timers")
+        self._async_max = async_max
+        self._async_running = 0
+        #: Lanes whose async update waits for others to end.
+        self._waits_for_slot: deque[Lane] = deque()
         self._concurrency = concurrency
         self._is_pipelined = is_pipelined
         self._take_turn = take_turn
@@ -93,6 +102,8 @@ class Board:
         #: thread -> since when it is at one handler (time.monotonic()).
         self._at_work: dict[int, float] = {}
         self._threads_at_work = 0
+        #: Threads that a handler has kept for too long.
+        self._written_off: set[int] = set()
         self._looks_for_stuck = False
         self._reserved: dict[str, int] = {}
 
@@ -119,14 +130,16 @@ class Board:
         except Closed:
             with self.mutex:
                 lane.is_lost = True
-        except Exception as error:
+        except BaseException as error:
             if isinstance(error, LogUnavailable):
                 logger.warning("%s/%s waits: %s", self.name, lane.instance, error)
-            else:
+            elif isinstance(error, Exception):
                 logger.exception("%s/%s: a turn failed", self.name, lane.instance)
             with self.mutex:
                 lane.break_row()
                 self.pause(lane, UNAVAILABLE_WAIT_S)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C, in the thread of a caller that runs the lane
         return None
 
     def let_go(self, lane: Lane) -> None:
@@ -156,7 +169,7 @@ class Board:
             return
         with self.mutex:
             self._threads_at_work -= 1
-            if self._ready or self._jobs:
+            if self._has_ready():
                 self._wake()
         try:
             yield
@@ -164,6 +177,41 @@ class Board:
             with self.mutex:
                 self._threads_at_work += 1
                 self._at_work[thread] = time.monotonic()
+
+    def write_off(self, thread: int) -> None:
+        """Go on without a thread that a handler does not give back, and with another instead."""
+        with self.mutex:
+            if self._at_work.pop(thread, None) is None or self.is_stopped:
+                return
+            self._written_off.add(thread)
+            self._threads_at_work -= 1
+            # Those of the old pool that are at work go on with it to the end of what is ready.
+            self._threads.shutdown(wait=False)
+            self._threads = ThreadPoolExecutor(self._concurrency, f"processors-{self.name}")
+            if self._has_ready():
+                self._wake()
+
+    def take_slot(self, lane: Lane) -> bool:
+        """Count one more async update; False, with the lane put back, if that were too many."""
+        with self.mutex:
+            if self._async_running < self._async_max:
+                self._async_running += 1
+                return True
+            lane.running = lane.run = None
+            lane.is_busy = False
+            self.busy -= 1
+            if not lane.is_queued:
+                lane.is_queued = True
+                self._waits_for_slot.append(lane)
+            self.at_rest.notify_all()
+            return False
+
+    def free_slot(self) -> None:
+        """Count one async update less."""
+        with self.mutex:
+            self._async_running -= 1
+            if self._is_slot_wanted():
+                self._wake()
 
     @contextlib.contextmanager
     def reserved(self, instance: str) -> Iterator[None]:
@@ -217,6 +265,9 @@ class Board:
         thread = threading.get_ident()
         while True:
             with self.mutex:
+                if thread in self._written_off:
+                    self._written_off.discard(thread)
+                    return
                 self._at_work[thread] = time.monotonic()
                 job = self._jobs.popleft() if self._jobs else None
                 lane = None if job is not None else self._next_lane()
@@ -226,10 +277,13 @@ class Board:
                     self._threads_at_work -= 1
                     del self._at_work[thread]
                     return
-            if job is not None:
-                job()
-            elif lane is not None:
-                self._take_turn(lane)
+            try:
+                if job is not None:
+                    job()
+                elif lane is not None:
+                    self._take_turn(lane)
+            except BaseException:  # the thread is counted on, whatever comes
+                logger.exception("%s: a turn was ended", self.name)
 
     # --- with the lock held -----------------------------------------------------------------------
 
@@ -308,7 +362,7 @@ class Board:
                 self.at_rest.notify_all()
 
         # A moment later than asked, so that it is due when it is looked at.
-        self.loop.call_soon_threadsafe(self.loop.call_later, max(0.0, delay_s) + 0.001, look)
+        self.timers.call_soon_threadsafe(self.timers.call_later, max(0.0, delay_s) + 0.001, look)
 
     def has_work(self) -> bool:
         """Whether a lane has something to run now, or something on its way."""
@@ -321,12 +375,23 @@ class Board:
 
     def _next_lane(self) -> Lane | None:
         """Return the lane that has waited longest for its turn."""
-        while self._ready:
-            lane = self._ready.popleft()
+        while lanes := self._waits_for_slot if self._is_slot_wanted() else self._ready:
+            lane = lanes.popleft()
             lane.is_queued = False
             if self.can_go(lane):
                 return lane
         return None
+
+    def _is_slot_wanted(self) -> bool:
+        """Whether an async update waits for its turn and can have it.
+
+        A lane that is called may have nothing for the loop by now, so others are called until the
+        slot is taken. (tests/fault/test_attacks.py)
+        """
+        return bool(self._waits_for_slot) and self._async_running < self._async_max
+
+    def _has_ready(self) -> bool:
+        return bool(self._ready or self._jobs or self._is_slot_wanted())
 
     def _wake(self) -> None:
         """See to it that a thread takes what is ready."""
@@ -334,7 +399,7 @@ class Board:
             self._send_thread()
         elif not self._looks_for_stuck and self._threads_at_work < self._concurrency:
             self._looks_for_stuck = True
-            self.loop.call_soon_threadsafe(self.loop.call_later, _STUCK_S, self._look_for_stuck)
+            self.timers.call_soon_threadsafe(self.timers.call_later, _STUCK_S, self._look_for_stuck)
 
     def _send_thread(self) -> None:
         with contextlib.suppress(RuntimeError):  # ended meanwhile
@@ -345,7 +410,7 @@ class Board:
         """Send one more thread if all are held up. On the loop, which takes the lock here."""
         with self.mutex:
             self._looks_for_stuck = False
-            if self.is_stopping or not (self._ready or self._jobs):
+            if self.is_stopping or not self._has_ready():
                 return
             now_s = time.monotonic()
             if all(now_s - since_s >= _STUCK_S for since_s in self._at_work.values()):

@@ -130,16 +130,18 @@ class Runner:
             unknown_wait_s: how long a request waits that this code does not know, before it
                 fails.
             on_event: told what an operator's log should have: "failed", "discarded", "shards".
+                Default: failures are errors in the log of Python.
         """
         self.store = store
         self.component = component
         self.processing = Processing(store.app(component.name))
         self._wants_triggers = triggers
-        self._tell = on_event or (lambda name, facts: None)
+        self._tell = on_event or self._log_failure
         live = LiveStates.share(store, component)
         self._board = board = Board(
             component.name,
             concurrency=concurrency,
+            async_max=async_max,
             # What only lives in memory is made of a settled state, not of one that may not count.
             is_pipelined=not has_hooks(component),
             take_turn=lambda lane: self._turns.take(lane),
@@ -154,7 +156,7 @@ class Runner:
         )  # fmt: skip
         self._handlers = self._turns.handlers = Handlers(
             component, board, self._answering, self._staleness, live,
-            processes_max=concurrency, async_max=async_max, worker=worker,
+            processes_max=concurrency, worker=worker,
             take_turn=self._turns.take,
         )  # fmt: skip
         self._relays: Relays | None = None
@@ -184,8 +186,8 @@ class Runner:
             runners = cls._shared.setdefault(store, {})
             runner = runners.get(component.name)
             if runner is None or runner._board.is_stopping:
-                runner = runners[component.name] = cls(store, component, worker=worker)
-                runner.start()
+                runner = cls(store, component, worker=worker).start()
+                runners[component.name] = runner
                 runner._end_notice = publish(runner)
             runner._uses += 1
         # What is requested next is then known to be new; where that takes long (a Kafka group),
@@ -206,11 +208,19 @@ class Runner:
         self.stop(timeout_s)
 
     def start(self) -> Self:
-        """Watch for requests, and join those who share the component's shards."""
-        self._unwatch = self.processing.watch(self._folded)
-        if self._wants_triggers:
-            self._relays = Relays(self.store, self.component, self.processing)
-        self._ownership = self.processing.own(self.component.name, self._shards_changed)
+        """Watch for requests, and join those who share the component's shards.
+
+        Raises:
+            EventStoreError: the log or a view cannot be used; the runner is stopped.
+        """
+        try:
+            self._unwatch = self.processing.watch(self._folded)
+            if self._wants_triggers:
+                self._relays = Relays(self.store, self.component, self.processing)
+            self._ownership = self.processing.own(self.component.name, self._shards_changed)
+        except BaseException:
+            self.stop_now()
+            raise
         return self
 
     def stop(self, deadline_s: float = 30.0) -> bool:
@@ -321,6 +331,18 @@ class Runner:
                     return False
                 if not is_idle:
                     board.at_rest.wait(min(left_s, _DRAIN_INTERVAL_S))
+
+    def _log_failure(self, event: str, facts: dict[str, Any]) -> None:
+        """Say that an update failed: nobody may be waiting for it, and who does is told anyway."""
+        if event != "failed":
+            return
+        logger.error(
+            "update %s of %s/%s failed: %s: %s"
+            " (`processors failures %s %s --traceback` shows more, and `... retry` runs it again)",
+            facts["update"], self.component.name, facts["instance"],
+            facts["type"] or facts["reason"], facts["message"],
+            self.component.name, facts["instance"],
+        )  # fmt: skip
 
     # --- waiting for requests ---------------------------------------------------------------------
 
@@ -512,6 +534,7 @@ class Runner:
                     continue
                 if one.verdict == Verdict.ACCEPTED and one.fields:
                     self._answering.changed(lane, one)
+                    self._answering.part_came(lane, one)
                 if one.closed:
                     self._answering.closed(lane, one)
                     touched[one.instance] = lane

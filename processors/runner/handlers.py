@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 from eventstore.testing import fault_point
@@ -18,7 +18,7 @@ from processors.context import Superseded
 from processors.results import LiveStates, handler_state
 from processors.runner.answering import Answering
 from processors.runner.board import Board
-from processors.runner.handling import Run
+from processors.runner.handling import Run, is_interrupt
 from processors.runner.lanes import Lane
 from processors.runner.staleness import Staleness
 from processors.runner.workers import (
@@ -30,6 +30,10 @@ from processors.runner.workers import (
 )
 
 __all__ = ["Handlers"]
+
+#: How long an async update that was cancelled by its time limit may take to end. Longer, it counts
+#: as one that does not end, and its lane goes on without it.
+_CANCELLED_S_MAX: Final = 5.0
 
 
 class Handlers:
@@ -44,7 +48,6 @@ class Handlers:
         live: LiveStates,
         *,
         processes_max: int,
-        async_max: int,
         worker: Literal["thread", "process"],
         take_turn: Callable[[Lane], None],
     ) -> None:
@@ -58,9 +61,6 @@ class Handlers:
         self._processes_max: Final = max(1, min(processes_max, os.cpu_count() or 1))
         self._workers: Workers | None = None
         self._workers_mutex = threading.Lock()
-        self._async_max = async_max
-        self._async_running = 0
-        self._waits_for_slot: list[Lane] = []
 
     def close(self) -> None:
         """End the spawned processes."""
@@ -87,11 +87,14 @@ class Handlers:
         self, run: Run, result: object, error: BaseException | None, reason: str = "raised"
     ) -> None:
         """Answer for a handler that returned or raised."""
+        run.calls.end()
         diff = None
         if error is None:
             try:
                 diff = run.diff_of(result)
-            except Exception as refused:
+            except BaseException as refused:  # of save_state, say
+                if is_interrupt(refused):
+                    raise
                 error = refused
         fault_point("processor.handler.after")
         if isinstance(error, Superseded):
@@ -107,12 +110,18 @@ class Handlers:
     def _run_here(self, run: Run) -> bool:
         """Run a plain update in this thread; True if it took so long that it lost its lane."""
         timeout_s = run.update.timeout_s
-        cancel_timer = None if timeout_s is None else self._time_out(run, timeout_s)
+        run.thread = threading.get_ident()
+        cancel_timer = None
+        if timeout_s is not None:
+            why = f"it ran longer than timeout_s={timeout_s}; its thread was left alone"
+            cancel_timer = self._time_out(run, timeout_s, why)
         fault_point("processor.handler.before")
         result, error = None, None
         try:
             result = run.update.function(*run.arguments(self._given(run)))
         except BaseException as raised:  # SystemExit too: it is the handler's, not ours
+            if is_interrupt(raised):
+                raise
             error = raised
         if cancel_timer is not None:
             cancel_timer()
@@ -127,29 +136,32 @@ class Handlers:
             was_over, run.is_over = run.is_over, True
             return was_over
 
-    def _time_out(self, run: Run, timeout_s: float) -> Callable[[], object]:
-        """Fail a plain update that takes too long; return what calls that off.
-
-        Its thread cannot be stopped, and is left alone.
-        """
-        loop = self._board.loop
+    def _time_out(self, run: Run, after_s: float, why: str) -> Callable[[], object]:
+        """Fail an update that takes too long and cannot be stopped; return what calls that off."""
+        loop = self._board.timers
         handles: list[asyncio.TimerHandle] = []
 
         def fail() -> None:
             if not self._is_over(run):
-                self._board.aside(lambda: self._abandon(run, timeout_s))
+                self._board.aside(lambda: self._abandon(run, why))
 
         def stop_timer() -> None:
             for handle in handles:
                 handle.cancel()
 
-        loop.call_soon_threadsafe(lambda: handles.append(loop.call_later(timeout_s, fail)))
+        loop.call_soon_threadsafe(lambda: handles.append(loop.call_later(after_s, fail)))
         return lambda: loop.call_soon_threadsafe(stop_timer)
 
-    def _abandon(self, run: Run, timeout_s: float) -> None:
-        error = TimeoutError(f"it ran longer than timeout_s={timeout_s}; its thread was left alone")
-        self._board.attempt(run.lane, lambda: self._answering.raised(run, error, "timeout"))
-        self._board.let_go(run.lane)
+    def _abandon(self, run: Run, why: str) -> None:
+        error = TimeoutError(why)
+        with self._board.mutex:
+            # The handler may still make checkpoints: not in the row in which we go on.
+            run.lane.break_row()
+        self._board.write_off(run.thread)
+        try:
+            self._board.attempt(run.lane, lambda: self._answering.raised(run, error, "timeout"))
+        finally:
+            self._board.let_go(run.lane)
 
     # --- in a spawned process ---------------------------------------------------------------------
 
@@ -196,34 +208,18 @@ class Handlers:
 
     def _begin_async(self, run: Run) -> bool:
         """Hand an update to the event loop, which has the lane until it is done."""
-        lane = run.lane
-        with self._board.mutex:
-            if self._async_running >= self._async_max:
-                run.one.runs -= 1  # it has not begun
-                lane.running = lane.run = None
-                lane.is_busy = False
-                self._board.busy -= 1
-                self._waits_for_slot.append(lane)
-                lane.is_queued = True
-                return True
-            self._async_running += 1
+        if not self._board.take_slot(run.lane):
+            run.one.runs -= 1  # it has not begun
+            return True
         fault_point("processor.handler.before")
         try:
             arguments = run.arguments(self._given(run))
         except BaseException as error:
-            self._free_slot()
+            self._board.free_slot()
             self._answering.raised(run, error)
             return False
         self._board.loop.call_soon_threadsafe(self._start_task, run, arguments)
         return True
-
-    def _free_slot(self) -> None:
-        with self._board.mutex:
-            self._async_running -= 1
-            if self._waits_for_slot:
-                lane = self._waits_for_slot.pop(0)
-                lane.is_queued = False
-                self._board.queue(lane)
 
     def _start_task(self, run: Run, arguments: tuple[Any, ...]) -> None:
         """Start an async update. On the loop."""
@@ -235,23 +231,34 @@ class Handlers:
             loop.call_soon_threadsafe(task.cancel)
 
         run.cancel = cancel
-        timer = self._staleness.watch(run)
-        task.add_done_callback(lambda done: self._ended(run, done, timer))
+        timers: list[Callable[[], object]] = []
+        if (watch := self._staleness.watch(run)) is not None:
+            timers.append(watch.cancel)
+        if (timeout_s := run.update.timeout_s) is not None:
+            why = f"it ran longer than timeout_s={timeout_s}, and did not end when it was cancelled"
+            timers.append(self._time_out(run, timeout_s + _CANCELLED_S_MAX, why))
+        task.add_done_callback(lambda done: self._ended(run, done, timers))
 
-    def _ended(self, run: Run, task: asyncio.Task[Any], timer: asyncio.TimerHandle | None) -> None:
-        """Take the lane back from an async update. On the loop."""
-        if timer is not None:
-            timer.cancel()
-        self._free_slot()
+    def _ended(
+        self, run: Run, task: asyncio.Task[Any], timers: Sequence[Callable[[], object]]
+    ) -> None:
+        """Take the lane back from an async update, if it was not taken before. On the loop."""
+        for end_timer in timers:
+            end_timer()
+        self._board.free_slot()
+        if not task.cancelled():
+            task.exception()  # whoever cares has it from the task; asyncio need not tell
+        if self._is_over(run):
+            return
         if not self._board.submit(lambda: self._after_async(run, task)):
-            if not task.cancelled():
-                task.exception()  # the runner has ended, and the request stays pending
-            self._board.let_go(run.lane)
+            self._board.let_go(run.lane)  # the runner has ended, and the request stays pending
 
     def _after_async(self, run: Run, task: asyncio.Task[Any]) -> None:
         """Answer for an async update that ended, and go on with its lane."""
-        self._board.attempt(run.lane, lambda: self._conclude_async(run, task))
-        self._take_turn(run.lane)
+        try:
+            self._board.attempt(run.lane, lambda: self._conclude_async(run, task))
+        finally:
+            self._take_turn(run.lane)
 
     def _conclude_async(self, run: Run, task: asyncio.Task[Any]) -> None:
         if task.cancelled():

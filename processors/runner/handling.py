@@ -159,7 +159,17 @@ class LogCalls:
         #: The number of the next part.
         self.part = 0
         self._accepted: list[Entry] | None = None
+        self._is_over = False
         self._mutex = threading.Lock()
+
+    def end(self) -> None:
+        """Make no more parts, once one that is under way is judged: the closing one comes next.
+
+        A thread that a handler left running would else number a part like the answer itself, and
+        one of the two would be taken for a copy of the other.
+        """
+        with self._mutex:
+            self._is_over = True
 
     def recorded(self, name: str, call_index: int, digest: str) -> bytes | None:
         """Return the result of an effect; of a retried failure, that of the earlier request too."""
@@ -206,6 +216,8 @@ class LogCalls:
     def checkpoint(self, diff: bytes) -> State:
         """Record the next part, or go on from it where it is recorded."""
         with self._mutex:
+            if self._is_over:
+                raise RuntimeError("the update has returned already: its context has ended with it")
             number = self.part
             self.part += 1
             session = self._session

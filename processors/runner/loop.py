@@ -1,4 +1,4 @@
-"""The event loop on which async updates and timers of this process run: one, in a daemon thread."""
+"""The event loops of this process, for async updates and for timers, each in a daemon thread."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["shared_loop"]
 logger: Final = logging.getLogger("processors.runner")
 
 _mutex = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
+_loops: dict[str, asyncio.AbstractEventLoop] = {}
 
 
-def shared_loop() -> asyncio.AbstractEventLoop:
-    """Return the process's loop for updates, started if need be."""
-    global _loop
+def shared_loop(name: str) -> asyncio.AbstractEventLoop:
+    """Return the process's loop of this name, started if need be."""
     with _mutex:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
+        loop = _loops.get(name)
+        if loop is None:
+            loop = _loops[name] = asyncio.new_event_loop()
             threading.Thread(
-                target=_run, args=(_loop,), name="processors-loop", daemon=True
+                target=_run, args=(loop,), name=f"processors-{name}", daemon=True
             ).start()
-        return _loop
+        return loop
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
@@ -41,9 +41,10 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _forget() -> None:
-    """A forked child has no thread that runs the loop: it begins one of its own."""
-    global _loop, _mutex
-    _loop, _mutex = None, threading.Lock()
+    """A forked child has no thread that runs a loop: it begins its own."""
+    global _mutex
+    _mutex = threading.Lock()
+    _loops.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -21,7 +21,7 @@ from processors.results import LiveStates
 from processors.runner.answering import Answering
 from processors.runner.board import Board
 from processors.runner.handlers import Handlers
-from processors.runner.handling import Run
+from processors.runner.handling import Run, is_interrupt
 from processors.runner.lanes import Lane, Session, Waiting
 from processors.runner.staleness import Staleness, policy_of
 
@@ -69,8 +69,12 @@ class Turns:
 
         `until` is the request of a caller that waits for it: the turn ends with that one.
         """
-        if not self._board.attempt(lane, lambda: self._steps(lane, until)):
-            self._board.let_go(lane)
+        is_given_away = None
+        try:
+            is_given_away = self._board.attempt(lane, lambda: self._steps(lane, until))
+        finally:
+            if not is_given_away:
+                self._board.let_go(lane)
 
     def _steps(self, lane: Lane, until: int | None) -> bool:
         """Run what waits; True if the lane is somebody else's now."""
@@ -82,6 +86,8 @@ class Turns:
                 one = board.next(lane)
                 if one is None:
                     break
+                if until is not None and self._needs_own_thread(one):
+                    break
                 lane.running = one
                 lane.running_since_ms = board.clock.now_ms()
             board.begin_handler()
@@ -91,6 +97,14 @@ class Turns:
             if one.sequence >= until if until is not None else time.monotonic() > end_s:
                 break
         return False
+
+    def _needs_own_thread(self, one: Waiting) -> bool:
+        """Whether it is a plain update with a time limit.
+
+        Beyond that its thread is left alone, which must not be the thread of somebody who waits.
+        """
+        update = self._component.find(one.name)
+        return update is not None and update.timeout_s is not None and not update.is_async
 
     def _step(self, lane: Lane, one: Waiting, *, is_first: bool) -> bool:
         """Deal with the next request; True if the lane is somebody else's now."""
@@ -135,7 +149,9 @@ class Turns:
                     begin(self._component, self._processing, self._live, lane.instance)
         except (LogUnavailable, ReadTimeout, Closed):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: it is the component's, not ours
+            if is_interrupt(error):
+                raise
             self._answering.fail(lane, one, "raised", "init_state failed", error)
             return False
         lane.has_begun = True

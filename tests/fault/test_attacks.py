@@ -7,19 +7,24 @@ been answered with a clear word, and everything else goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import apsw
 import orjson
 import pytest
 
-from eventstore import Entry, EventStore, Kind, State
-from processors.component import Component
-from processors.context import Context
-from processors.policy import Retry
-from processors.runner import Runner
+from eventstore import Diff, Discard, Entry, EventStore, Kind, LogUnavailable, State, Verdict
+from eventstore.events import Answer, Event
+from eventstore.processing import Processing
+from processors import Component, UpdateFailed
+from processors.context import Context, Superseded
+from processors.policy import DiscardPolicy, Retry
+from processors.runner import Runner, handlers
 
 WAIT_S = 20.0
 
@@ -205,3 +210,238 @@ def test_a_serve_cache_with_values_of_any_kind_costs_time_and_nothing_else(
         connection.close()
 
         assert instance.run("k") == 42
+
+
+# --- runs that end otherwise than by returning or raising -----------------------------------------
+
+
+@pytest.mark.parametrize("place", ["init_state", "save_state"])
+def test_a_component_that_ends_the_program_in_a_hook_fails_its_request(
+    run: Callable[..., Runner], place: str
+) -> None:
+    component = Component("hooks")
+
+    @component.init_state
+    def begin() -> dict[str, int]:
+        if place == "init_state":
+            raise SystemExit
+        return {"n": 0}
+
+    @component.save_state
+    def save(state: dict[str, Any]) -> dict[str, Any]:
+        if place == "save_state" and state["n"] == 1:
+            raise SystemExit
+        return state
+
+    @component.update("k")
+    def change(state: State, props: dict[str, Any]) -> dict[str, int]:
+        return {"n": 1}
+
+    runner = run(component)
+    answers = [answer_of(runner, "i", "k/change") for _ in range(2)]
+
+    assert [facts_of(answer)["type"] for answer in answers] == ["SystemExit"] * 2
+
+
+def test_ctrl_c_in_an_update_that_a_caller_waits_for_reaches_the_caller_and_leaves_it_pending(
+    store: EventStore,
+) -> None:
+    component = Component("keyboard")
+    threads: list[threading.Thread] = []
+
+    @component.update("k")
+    def change(state: State, props: dict[str, Any]) -> dict[str, int]:
+        threads.append(threading.current_thread())
+        if len(threads) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return {"n": 1}
+
+    with component("i", store=store) as instance:
+        with pytest.raises(KeyboardInterrupt):
+            instance.run("k", flush_update=True)
+        instance.flush_update("k", timeout_s=WAIT_S)
+
+        assert instance.read_state("n") == 1
+        assert threads[0] is threading.main_thread()
+
+
+def test_a_caller_does_not_wait_for_a_plain_update_beyond_its_time_limit(
+    store: EventStore,
+) -> None:
+    component = Component("endless")
+    may_end = threading.Event()
+
+    @component.update("k", timeout_s=0.05)
+    def never(state: State, props: dict[str, Any]) -> None:
+        assert may_end.wait(WAIT_S)
+
+    with component("i", store=store) as instance:
+        with pytest.raises(UpdateFailed, match="timeout"):
+            instance.run("k", flush_update=True)
+        was_waiting = not may_end.is_set()
+        may_end.set()
+
+    assert was_waiting
+
+
+def test_more_plain_updates_than_there_are_threads_may_exceed_their_time(
+    run: Callable[..., Runner],
+) -> None:
+    component = Component("threads")
+    may_end = threading.Event()
+
+    @component.update("k", timeout_s=0.02)
+    def never(state: State, props: dict[str, Any]) -> None:
+        assert may_end.wait(WAIT_S)
+
+    @component.update("k")
+    def quick(state: State, props: dict[str, Any]) -> dict[str, int]:
+        return {"n": 1}
+
+    runner = run(component, concurrency=2)
+    try:
+        failed = [answer_of(runner, f"i{n}", "k/never") for n in range(5)]
+        applied = answer_of(runner, "i", "k/quick")
+    finally:
+        may_end.set()
+
+    assert [facts_of(answer)["reason"] for answer in failed] == ["timeout"] * 5
+    assert applied.event.kind == Kind.DIFF
+
+
+@pytest.mark.parametrize("how", ["swallows its cancellation", "blocks its loop"])
+def test_an_async_update_that_does_not_end_in_its_time_fails_and_its_lane_goes_on(
+    run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(handlers, "_CANCELLED_S_MAX", 0.05)
+    component = Component("deaf")
+    may_end = threading.Event()
+
+    @component.update("k", timeout_s=0.05)
+    async def never(state: State, props: dict[str, Any]) -> dict[str, int]:
+        if how == "blocks its loop":
+            assert may_end.wait(WAIT_S)
+        while not may_end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return {"late": 1}
+
+    @component.update("k")
+    def quick(state: State, props: dict[str, Any]) -> dict[str, int]:
+        return {"quick": 1}
+
+    runner = run(component)
+    try:
+        failed = answer_of(runner, "i", "k/never")
+        applied = answer_of(runner, "i", "k/quick")
+    finally:
+        may_end.set()
+    assert runner.drain(WAIT_S)
+
+    assert facts_of(failed)["reason"] == "timeout"
+    assert applied.event.kind == Kind.DIFF
+    assert dict(runner.store.app("deaf").get("i")) == {"quick": 1}
+
+
+def test_lanes_that_wait_for_a_place_on_the_loop_go_on_when_those_before_them_want_none(
+    run: Callable[..., Runner],
+) -> None:
+    component = Component("places")
+    began, may_end = threading.Event(), threading.Event()
+
+    @component.update("k")
+    async def wait(state: State, props: dict[str, Any]) -> None:
+        began.set()
+        await asyncio.to_thread(may_end.wait, WAIT_S)
+
+    runner = run(component, async_max=1)
+    app = runner.store.app("places")
+    app.request("first", "k/wait").entry()
+    assert began.wait(WAIT_S)
+    stale = Discard(DiscardPolicy.SECONDS, -1_000, False)
+    receipts = [app.request(f"i{n}", "k/wait") for n in range(2)]
+    receipts += [app.request(f"j{n}", "k/wait", discard=stale) for n in range(3)]
+    receipts += [app.request(f"k{n}", "k/wait") for n in range(2)]
+    places = [(receipt.instance, receipt.entry().sequence) for receipt in receipts]
+    may_end.set()
+    closed = [runner.processing.wait_closed(*place, WAIT_S) for place in places]
+
+    kinds = [answer.event.kind for answer in closed]
+    assert kinds == [Kind.DIFF] * 2 + [Kind.DISCARD] * 3 + [Kind.DIFF] * 2
+
+
+# --- others who answer ----------------------------------------------------------------------------
+
+
+def test_a_part_that_another_runner_made_meanwhile_is_gone_on_from(
+    run: Callable[..., Runner],
+) -> None:
+    component = Component("zombies")
+    began, may_end = threading.Event(), threading.Event()
+    runs: list[int] = []
+
+    @component.update("k")
+    def change(state: State, props: dict[str, Any]) -> dict[str, int]:
+        runs.append(1)
+        began.set()
+        assert may_end.wait(WAIT_S)
+        return {"ours": 1}
+
+    runner = run(component)
+    app = runner.store.app("zombies")
+    sequence = app.request("i", "k/change").entry().sequence
+    assert began.wait(WAIT_S)
+    part = Event(Kind.DIFF, "k/change", Diff({"part": 1}).encode(), answer=Answer(sequence, 0))
+    assert runner.processing.send([("i", part)])[0].entry().verdict == Verdict.ACCEPTED
+    may_end.set()
+    answer = runner.processing.wait_closed("i", sequence, WAIT_S)
+
+    assert answer.event.kind == Kind.DIFF
+    assert dict(app.get("i")) == {"part": 1, "ours": 1}
+    assert len(runs) <= 2
+
+
+def test_a_checkpoint_of_a_thread_that_the_handler_left_behind_does_not_lose_the_answer(
+    run: Callable[..., Runner],
+) -> None:
+    component = Component("threads-left")
+    left: list[threading.Thread] = []
+
+    @component.update("k")
+    def change(state: State, props: dict[str, Any], context: Context) -> dict[str, int]:
+        def stray() -> None:
+            with contextlib.suppress(RuntimeError, Superseded):
+                context.checkpoint({"stray": 1})
+
+        left.append(threading.Thread(target=stray))
+        left[-1].start()
+        return {"n": 1}
+
+    runner = run(component)
+    answers = [answer_of(runner, f"i{n}", "k/change") for n in range(50)]
+    for thread in left:
+        thread.join(WAIT_S)
+
+    assert {answer.event.kind for answer in answers} == {Kind.DIFF}
+
+
+def test_a_runner_that_could_not_start_is_not_shared(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("starts")
+
+    @component.update("k")
+    def change(state: State, props: dict[str, Any]) -> dict[str, int]:
+        return {"n": 1}
+
+    def refuse(*arguments: object) -> NoReturn:
+        raise LogUnavailable("starting")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Processing, "own", refuse)
+        with pytest.raises(LogUnavailable):
+            component("i", store=store)
+
+    with component("i", store=store) as instance:
+        instance.run("k", flush_update=True)
+        assert instance.read_state("n") == 1
