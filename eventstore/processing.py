@@ -109,10 +109,6 @@ class Processing:
         """Append raw events together, system instances included; see `App.append_many`."""
         return self._channel.send(events, system=True)
 
-    def send_encoded(self, values: Sequence[tuple[str, bytes]]) -> list[Receipt]:
-        """Append encoded events together, system instances included."""
-        return self._channel.send_encoded(values, system=True)
-
     def generation(self) -> int:
         """Return how often the log was repaired: part of everything that answers."""
         return self._channel.generation()
