@@ -1203,6 +1203,23 @@ def test_a_delayed_update_runs_when_it_is_due(counter: Component, store: EventSt
         assert instance.read_state("log") == ["now", "later"]
 
 
+def test_a_failure_that_nobody_waits_for_is_an_error_in_the_log(
+    store: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    component = Component("Unheard")
+
+    @component.update("go")
+    def broken(state: Any, props: Any) -> None:
+        raise ValueError("no net")
+
+    with caplog.at_level(logging.WARNING), component("mine", store=store) as instance:
+        instance.run("go")
+        eventually(lambda: [one.state for one in instance.requests()] == ["failed"])
+
+    (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert told.message.startswith("update go/broken of Unheard/mine failed: ValueError: no net")
+
+
 def test_a_flush_reports_the_failures_that_it_waited_for(
     counter: Component, store: EventStore, gate: str
 ) -> None:

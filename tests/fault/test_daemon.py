@@ -179,6 +179,7 @@ def test_what_failed_is_one_line_with_its_instance(start: Start, app: App) -> No
 
     line = daemon.until_said("failed")
     assert (line["app"], line["instance"], line["update"]) == ("cart", "u-1", "add/keep")
+    assert line["type"] == "ValueError"
     assert "cannot keep 7" in line["message"]
 
 
