@@ -53,7 +53,13 @@ LAYERS = (
     ("processors.beginning", "processors.context", "processors.serve_cache", "processors.stores"),
     ("processors.results",),
     ("processors.component", "processors.graph"),
-    ("processors.clock", "processors.logs", "processors.policy", "processors.properties"),
+    (
+        "processors.clock",
+        "processors.logs",
+        "processors.policy",
+        "processors.properties",
+        "processors.text",
+    ),
     ("eventstore.__main__", "eventstore.cli", "eventstore.inspector"),
     ("eventstore",),
     (
