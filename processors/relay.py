@@ -49,6 +49,7 @@ from processors.relay_record import (
     system_instance,
 )
 from processors.stores import processing_of
+from processors.text import storable, text_of
 
 __all__ = ["Relay", "RelayStatus", "Relays", "relays_of"]
 
@@ -226,7 +227,7 @@ class Relay:
 
     def _failed(self, error: Exception) -> None:
         self._errors += 1
-        self._error_last = f"{type(error).__name__}: {error}"
+        self._error_last = storable(f"{type(error).__name__}: {text_of(error)}")
         if not self._is_failing:
             what = "the outboxes" if self.trigger_id is None else f"trigger {self.trigger_id}"
             unexpected = not isinstance(error, EventStoreError | _Wrong)
@@ -400,26 +401,20 @@ class Relay:
             named: Any = trigger.key(change)
             if named is None:
                 return []
-            found = [named] if isinstance(named, str) else self._bounded(named)
+            found = [named] if isinstance(named, str) else _bounded(named)
         except EventStoreError:
             raise  # the store failed while `key` read the state: that is nobody's mistake
-        except Exception as error:
-            self._note(about, "", f"key= raised {type(error).__name__}: {error}")
+        except BaseException as error:  # SystemExit too: it would end all triggers of the app
+            self._note(about, "", f"key= raised {type(error).__name__}: {text_of(error)}")
             return []
         targets = []
-        for target in dict.fromkeys(found):
+        for target in found:
             fault = instance_fault(target)
             if fault is None:
                 targets.append(target)
             else:
                 self._note(about, str(target), f"key= returned {fault}")
         return targets
-
-    def _bounded(self, named: Iterable[str]) -> list[str]:
-        found = list(itertools.islice(named, _TARGETS_MAX + 1))
-        if len(found) > _TARGETS_MAX:
-            raise ValueError(f"more than {_TARGETS_MAX} instances for one change")
-        return found
 
     def _hops(self, change: Folded) -> int:
         """Return how many triggers led to a change."""
@@ -495,6 +490,7 @@ class Relay:
 
     def _note(self, about: tuple[str, int], target: str, reason: str) -> None:
         instance, sequence = about
+        target, reason = storable(target), storable(reason)
         logger.error(
             "trigger %s of %s: event %d of %s/%s is not delivered to %s: %s",
             self.trigger_id or "outbox",
@@ -557,6 +553,14 @@ class Relay:
             return "waiting" if self._is_waiting else "starting"
         is_level = feed.is_level and not self._taken and not self._is_busy
         return "level" if is_level else "catching up"
+
+
+def _bounded(named: Iterable[str]) -> list[str]:
+    """Return the instances that `key=` named, each once."""
+    found = list(itertools.islice(named, _TARGETS_MAX + 1))
+    if len(found) > _TARGETS_MAX:
+        raise ValueError(f"more than {_TARGETS_MAX} instances for one change")
+    return list(dict.fromkeys(found))
 
 
 def _event_of(message: dict[str, Any], hops: int) -> Event:

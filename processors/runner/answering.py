@@ -23,6 +23,7 @@ from processors.runner.handling import Run, sure_entries
 from processors.runner.lanes import Lane, Waiting
 from processors.runner.staleness import Staleness
 from processors.runner.workers import HandlerRaised, WorkerDied
+from processors.text import text_of
 
 __all__ = ["Answering"]
 
@@ -151,7 +152,7 @@ class Answering:
             else isinstance(error, retry.retry_on)
         )
         if is_worth_it and one.runs < retry.attempts:
-            message = f"{type(error).__name__}: {answers.text_of(error)}"
+            message = f"{type(error).__name__}: {text_of(error)}"
             if self.record_attempt(lane, one, reason, message):
                 backoff_s = retry.backoff_s * 2.0 ** min(one.runs - 1, 60)
                 with self._board.mutex:

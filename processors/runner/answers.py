@@ -14,8 +14,9 @@ from processors.component import Update
 from processors.policy import DiscardPolicy
 from processors.runner.lanes import Session, Waiting
 from processors.runner.workers import HandlerRaised
+from processors.text import storable, text_of
 
-__all__ = ["attempt", "discard", "failure", "failure_body", "part", "text_of"]
+__all__ = ["attempt", "discard", "failure", "failure_body", "part"]
 
 #: Of a traceback the end is kept: it has the error.
 _TRACEBACK_CHARACTERS_MAX: Final = 20_000
@@ -72,7 +73,7 @@ def attempt(one: Waiting, generation: int, why: str, message: str = "") -> Event
     """Return the event that says that a request is about to run again, and why."""
     body = {"attempt": one.runs + 1, "why": why}
     if message:
-        body["message"] = _storable(message[:_MESSAGE_CHARACTERS_MAX])
+        body["message"] = storable(message[:_MESSAGE_CHARACTERS_MAX])
     return Event(
         Kind.ATTEMPT,
         one.name,
@@ -106,22 +107,9 @@ def failure_body(
         message = message or text_of(error)
     return {
         "reason": reason,
-        "type": _storable(type_name),
-        "message": _storable(message[:_MESSAGE_CHARACTERS_MAX]),
-        "traceback": _storable(shown[-_TRACEBACK_CHARACTERS_MAX:]),
+        "type": storable(type_name),
+        "message": storable(message[:_MESSAGE_CHARACTERS_MAX]),
+        "traceback": storable(shown[-_TRACEBACK_CHARACTERS_MAX:]),
         "attempts": attempts,
         "version": version,
     }
-
-
-def text_of(error: BaseException) -> str:
-    """Return an exception's text; it is a handler's, so that making it may raise anything."""
-    try:
-        return str(error)
-    except Exception as another:
-        return f"its text cannot be made: {type(another).__name__}"
-
-
-def _storable(text: str) -> str:
-    """Return text as JSON can hold it: names of files may have surrogates, and messages quote."""
-    return text.encode(errors="backslashreplace").decode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,9 +22,10 @@ import pytest
 from eventstore import Diff, Discard, Entry, EventStore, Kind, LogUnavailable, State, Verdict
 from eventstore.events import Answer, Event
 from eventstore.processing import Processing
-from processors import Component, UpdateFailed
+from processors import Component, UpdateFailed, changed
 from processors.context import Context, Superseded
 from processors.policy import DiscardPolicy, Retry
+from processors.relay_change import Change
 from processors.runner import Runner, handlers
 
 WAIT_S = 20.0
@@ -64,13 +66,17 @@ def facts_of(answer: Entry) -> dict[str, Any]:
     return facts
 
 
+def error(raised: BaseException) -> NoReturn:
+    raise raised
+
+
 class Speechless(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("raised", "message"),
     [
         (ValueError("no file \udcff"), r"no file \udcff"),
         (Speechless(), "its text cannot be made: RuntimeError"),
@@ -78,7 +84,7 @@ class Speechless(Exception):
 )
 @pytest.mark.parametrize("attempts", [1, 2])
 def test_an_error_whose_text_cannot_be_stored_fails_its_request_all_the_same(
-    run: Callable[..., Runner], error: Exception, message: str, attempts: int
+    run: Callable[..., Runner], raised: Exception, message: str, attempts: int
 ) -> None:
     component = Component("words")
     runs: list[int] = []
@@ -86,7 +92,7 @@ def test_an_error_whose_text_cannot_be_stored_fails_its_request_all_the_same(
     @component.update("k", retry=Retry(attempts=attempts, backoff_s=0.001))
     def fail(state: State, props: dict[str, Any]) -> None:
         runs.append(1)
-        raise error
+        raise raised
 
     answer = answer_of(run(component), "i", "k/fail")
 
@@ -368,6 +374,43 @@ def test_lanes_that_wait_for_a_place_on_the_loop_go_on_when_those_before_them_wa
 
     kinds = [answer.event.kind for answer in closed]
     assert kinds == [Kind.DIFF] * 2 + [Kind.DISCARD] * 3 + [Kind.DIFF] * 2
+
+
+# --- triggers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        lambda: 5,
+        lambda: [None, "\udcff", "$foldlog/clock"],
+        lambda: [{"un": "hashable"}],
+        lambda: map(str, itertools.count()),
+        lambda: error(ValueError("no file \udcff")),
+        lambda: error(Speechless()),
+        lambda: error(SystemExit()),
+    ],
+)
+def test_a_key_that_names_no_instances_stops_no_trigger(
+    run: Callable[..., Runner], junk: Callable[[], Any]
+) -> None:
+    component = Component("watcher")
+    seen = threading.Event()
+
+    def key(change: Change) -> Any:
+        return junk() if change.state["n"] == 1 else "good"
+
+    @component.update(on=changed("n", app="watched", key=key, start="beginning"))
+    def follow(state: State, props: dict[str, Any]) -> None:
+        seen.set()
+
+    runner = run(component)
+    watched = runner.store.app("watched")
+    for n in (1, 2):
+        watched.append("i", {"n": n}).result()
+
+    assert seen.wait(WAIT_S)
+    assert runner.relays()[0].undelivered >= 1
 
 
 # --- others who answer ----------------------------------------------------------------------------
