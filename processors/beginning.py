@@ -48,7 +48,7 @@ def begin(
     where it comes from.
 
     Raises:
-        TypeError: `init_state` returned no dict; nothing was written.
+        TypeError: `init_state` has other parameters, or returned no dict; nothing was written.
         Whatever `init_state` raises; nothing was written.
         As for App.append.
     """
@@ -136,6 +136,14 @@ def _first(state: State, saved: Mapping[str, Any], source: Source) -> Event:
 def _made(component: Component, params: Mapping[str, Any] | None) -> dict[str, Any]:
     function = component.init_function
     assert function is not None
+    try:
+        inspect.signature(function).bind(**(params or {}))
+    except TypeError as error:
+        given = ", ".join(params or {}) or "none"
+        raise TypeError(
+            f"init_state of component {component.name}: {error}; init_state_params has: {given}."
+            " Nothing was written"
+        ) from None
     made = function(**(params or {}))
     if inspect.isawaitable(made):
         made = _run(made)

@@ -96,6 +96,11 @@ def changed(
     for argument, text in (("app", app), ("trigger_id", trigger_id)):
         if text is not None and (not isinstance(text, str) or not text):
             raise TypeError(f"changed(): {argument}={text!r} is not a name")
+    if app is not None and not _NAME.fullmatch(app):
+        raise ValueError(
+            f"changed(): app={app!r}: no app can have this name; give 1 to 120 letters, digits,"
+            " '-' and '_'"
+        )
     return Changed(tuple(dict.fromkeys(fields)), app, key, trigger_id, start, own_answers)
 
 

@@ -221,6 +221,19 @@ def test_init_state_that_returns_no_dict_is_an_error_and_leaves_nothing(store: E
         assert instance.read_state("fine") == 1
 
 
+@pytest.mark.parametrize("params", [{}, {"name": "Ann", "age": 3}])
+def test_params_that_init_state_does_not_have_are_named_and_leave_nothing(
+    store: EventStore, params: dict[str, Any]
+) -> None:
+    component = Component("Needy")
+    component.init_state(lambda name: {"name": name})
+
+    with pytest.raises(TypeError, match=r"init_state of component Needy: .*Nothing was written"):
+        component("mine", params, store=store)
+
+    assert not store.app("Needy").exists("mine")
+
+
 def test_init_state_that_returns_nothing_has_run_all_the_same(store: EventStore) -> None:
     component = Component("Empty")
     calls = []

@@ -312,6 +312,11 @@ def test_one_function_can_be_an_update_of_flows_and_of_changes(component: Compon
     assert [update.name for update in component.updates_of("a")] == ["a/plain"]
 
 
+def test_a_trigger_cannot_watch_an_app_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"app='a b': no app can have this name"):
+        changed("paid", app="a b")
+
+
 def test_two_triggers_cannot_share_an_id(component: Component) -> None:
     component.update(on=changed("x", trigger_id="mine"))(plain)
 
