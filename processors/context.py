@@ -20,13 +20,17 @@ import inspect
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import orjson
 
 from eventstore import Diff, Discard, State, UnsupportedValue, values
 
-__all__ = ["Calls", "Context", "Superseded"]
+__all__ = ["Calls", "Context", "Superseded", "runs_in"]
+
+#: In the code of an update that runs here: the identity of the log, the app and the instance.
+runs_in: ContextVar[tuple[str, str, str] | None] = ContextVar("runs_in", default=None)
 
 
 class Superseded(BaseException):

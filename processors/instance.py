@@ -40,6 +40,7 @@ from eventstore import (
 from eventstore.lifetime import abandon_in_child
 from processors.beginning import begin, state_of
 from processors.component import Component
+from processors.context import runs_in
 from processors.flow import Flow, Place
 from processors.results import LiveStates, changes_of, has_hooks
 from processors.runner import Runner
@@ -261,6 +262,8 @@ class ComponentInstance:
         """Return a call that may run, or raise why it may not."""
         self._refuse_when_closed()
         flow = Flow(self._place, key, props)
+        if flush_update and flow.updates:
+            self._refuse_inside_update()
         if flow.serve is not None and flow.serve.is_async and not asynchronous:
             raise TypeError(
                 f"serve {key!r} of component {self.component.name} is async: await"
@@ -572,6 +575,7 @@ class ComponentInstance:
             ReadTimeout: not all were run in time.
         """
         self._refuse_when_closed()
+        self._refuse_inside_update()
         flow = Flow(self._place, flow_key, None)
         names = {update.name for update in flow.updates}
         if not names:
@@ -582,7 +586,17 @@ class ComponentInstance:
 
     async def aflush_update(self, flow_key: str, timeout_s: float | None = None) -> None:
         """Wait as `flush_update` does, without blocking the event loop."""
+        self._refuse_inside_update()  # a thread would not know that it is asked by an update
         await self._in_thread(self.flush_update, flow_key, timeout_s)
+
+    def _refuse_inside_update(self) -> None:
+        """Refuse to wait for updates in the code of one that runs: they come after it."""
+        if runs_in.get() == (self._processing.identity, self.component.name, self.instance_id):
+            raise RuntimeError(
+                f"an update of {self.instance_name} cannot wait for other updates of the same"
+                " instance: they run after it. Use run() without flush_update, or"
+                " context.request(...). Nothing was run"
+            )
 
     def _wait_for_pending(
         self, wanted: Callable[[str], bool], timeout_s: float | None = None
@@ -592,6 +606,7 @@ class ComponentInstance:
         Delayed requests are left out, and those that this code does not know: nobody may come to
         run them.
         """
+        self._refuse_inside_update()
         self._processing.catch_up(timeout_s)
         names = {}
         for row in self._processing.pending(self.instance_id):

@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import orjson
+
 from eventstore import Diff, Discard, EventTooLarge, Kind, Verdict
 from eventstore.events import Event
 from eventstore.processing import Folded, Processing
@@ -187,7 +189,7 @@ class Answering:
             if entry is None or entry.event.kind != Kind.ATTEMPT or entry.event.answer is None:
                 continue
             if entry.event.answer.cause == one.sequence and entry.verdict == Verdict.ACCEPTED:
-                count += b'"why":"crashed"' in entry.event.body
+                count += orjson.loads(entry.event.body).get("why") == "crashed"
         return count
 
     def was_begun_enough(self, run: Run) -> bool:

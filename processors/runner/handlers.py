@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from eventstore.testing import fault_point
 from processors.component import Component, Update
-from processors.context import Superseded
+from processors.context import Superseded, runs_in
 from processors.results import LiveStates, handler_state
 from processors.runner.answering import Answering
 from processors.runner.board import Board
@@ -117,12 +117,15 @@ class Handlers:
             cancel_timer = self._time_out(run, timeout_s, why)
         fault_point("processor.handler.before")
         result, error = None, None
+        token = runs_in.set(run.place)
         try:
             result = run.update.function(*run.arguments(self._given(run)))
         except BaseException as raised:  # SystemExit too: it is the handler's, not ours
             if is_interrupt(raised):
                 raise
             error = raised
+        finally:
+            runs_in.reset(token)
         if cancel_timer is not None:
             cancel_timer()
             if self._is_over(run):
@@ -273,6 +276,7 @@ class Handlers:
 
 
 async def _timed(run: Run, arguments: tuple[Any, ...]) -> Any:
+    runs_in.set(run.place)  # in the context of this task alone
     if run.update.timeout_s is None:
         return await run.update.function(*arguments)
     async with asyncio.timeout(run.update.timeout_s):

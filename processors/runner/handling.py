@@ -7,12 +7,23 @@ handlers.py, and what becomes of its result in answering.py.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
-from eventstore import Diff, Entry, Kind, OutcomeUnknown, State, Verdict
+from eventstore import (
+    Closed,
+    Diff,
+    Entry,
+    Kind,
+    LogUnavailable,
+    OutcomeUnknown,
+    ReadTimeout,
+    State,
+    Verdict,
+)
 from eventstore.events import Answer, EffectKey, Event
 from eventstore.processing import Processing
 from eventstore.testing import fault_point
@@ -25,22 +36,37 @@ from processors.runner.lanes import Lane, Session, Waiting
 
 __all__ = ["LogCalls", "Run", "is_interrupt", "sure_entries", "sure_entry"]
 
+_T = TypeVar("_T")
+
 #: How long one append of a run may take before the handler hears of it.
 _APPEND_TIMEOUT_S: Final = 60.0
+#: How long one waits before the log is tried again.
+_LOG_PAUSE_S: Final = 0.2
 
 
-def sure_entry(processing: Processing, instance: str, event: Event) -> Entry:
+def sure_entry(
+    processing: Processing,
+    instance: str,
+    event: Event,
+    *,
+    may_wait: Callable[[], bool] = lambda: False,
+) -> Entry:
     """Append an event that counts once by its own nature; return its entry, or its original's.
+
+    Where the log cannot be used it is tried again as long as `may_wait()` says so.
 
     Raises:
         LogUnavailable, ReadTimeout: as for `Receipt.entry`.
     """
     is_repeated = False
     while True:
-        receipt = processing.send([(instance, event)])[0]
         try:
-            entry = receipt.entry(_APPEND_TIMEOUT_S)
-        except OutcomeUnknown:
+            entry = processing.send([(instance, event)])[0].entry(_APPEND_TIMEOUT_S)
+        except (LogUnavailable, ReadTimeout) as error:
+            if not isinstance(error, OutcomeUnknown):
+                if not may_wait():
+                    raise
+                time.sleep(_LOG_PAUSE_S)
             is_repeated = True  # sent again, it is a duplicate of itself
             continue
         if is_repeated and entry.verdict == Verdict.DUPLICATE and entry.winner is not None:
@@ -83,6 +109,7 @@ class Run:
         session: Session,
         *,
         is_stale: Callable[[], bool],
+        has_ended: Callable[[], bool],
     ) -> None:
         assert one.event is not None
         self.component = component
@@ -98,7 +125,9 @@ class Run:
         self.thread = 0
         self.cancel: Callable[[], None] | None = None
         self.was_cancelled = False
-        self.calls = LogCalls(processing, lane.instance, one, session, update, is_stale)
+        #: What `runs_in` says to the handler's code.
+        self.place = (processing.identity, component.name, lane.instance)
+        self.calls = LogCalls(processing, lane.instance, one, session, update, is_stale, has_ended)
         self._context: Context | None = None
 
     def props(self) -> Properties:
@@ -139,7 +168,11 @@ class Run:
 
 
 class LogCalls:
-    """What stands behind a Context in the runner's own process; see context.Calls."""
+    """What stands behind a Context in the runner's own process; see context.Calls.
+
+    A log that cannot be used is waited for: it is no failure of the handler, which could do nothing
+    about it, and the call that it has just made would be made again.
+    """
 
     def __init__(
         self,
@@ -149,6 +182,7 @@ class LogCalls:
         session: Session,
         update: Update,
         is_stale: Callable[[], bool],
+        has_ended: Callable[[], bool],
     ) -> None:
         self._processing = processing
         self._instance = instance
@@ -156,6 +190,7 @@ class LogCalls:
         self._session = session
         self._update = update
         self.is_stale = is_stale
+        self._has_ended = has_ended
         #: The number of the next part.
         self.part = 0
         self._accepted: list[Entry] | None = None
@@ -173,11 +208,39 @@ class LogCalls:
 
     def recorded(self, name: str, call_index: int, digest: str) -> bytes | None:
         """Return the result of an effect; of a retried failure, that of the earlier request too."""
-        for cause in self._causes():
-            found = self._processing.effect(self._instance, cause, name, call_index, digest)
-            if found is not None:
-                return found.event.body
-        return None
+
+        def look() -> bytes | None:
+            for cause in self._causes():
+                found = self._processing.effect(self._instance, cause, name, call_index, digest)
+                if found is not None:
+                    return found.event.body
+            return None
+
+        return self._waiting_for_log(look)
+
+    def _waiting_for_log(self, act: Callable[[], _T]) -> _T:
+        """Do something with the log, as soon as it can be used.
+
+        Raises:
+            Superseded: this runner has ended meanwhile; the request stays pending.
+        """
+        while True:
+            try:
+                return act()
+            except Closed as error:
+                raise Superseded("the runner has ended") from error
+            except (LogUnavailable, ReadTimeout) as error:
+                if self._has_ended():
+                    raise Superseded("the runner has ended") from error
+                time.sleep(_LOG_PAUSE_S)
+
+    def _sure_entry(self, event: Event) -> Entry:
+        def append() -> Entry:
+            return sure_entry(
+                self._processing, self._instance, event, may_wait=lambda: not self._has_ended()
+            )
+
+        return self._waiting_for_log(append)
 
     def _causes(self) -> Sequence[int]:
         causes = [self._one.sequence]
@@ -202,13 +265,14 @@ class LogCalls:
             effect=EffectKey(call_index, digest),
             generation=self._session.generation,
         )
-        entry = sure_entry(self._processing, self._instance, event)
+        entry = self._sure_entry(event)
         fault_point("processor.effect.after")
         if entry.verdict == Verdict.ACCEPTED:
             return result
         if entry.verdict == Verdict.DUPLICATE and entry.winner is not None:
             # Another runner was faster. Its result is the one that counts, here too.
-            original = self._processing.entry(self._instance, entry.winner)
+            winner = entry.winner
+            original = self._waiting_for_log(lambda: self._processing.entry(self._instance, winner))
             if original is not None and original.event.kind == Kind.EFFECT:
                 return original.event.body
         raise Superseded(entry.reason)
@@ -222,7 +286,7 @@ class LogCalls:
             self.part += 1
             session = self._session
             if number < self._one.parts:
-                return self._passed(number)
+                return self._waiting_for_log(lambda: self._passed(number))
             event = answers.part(
                 self._one,
                 session,
@@ -233,13 +297,15 @@ class LogCalls:
                 closes=False,
             )
             fault_point("processor.part.before")
-            entry = sure_entry(self._processing, self._instance, event)
+            entry = self._sure_entry(event)
             fault_point("processor.part.after")
             if entry.verdict != Verdict.ACCEPTED:
                 raise Superseded(entry.reason)
             self._one.parts = number + 1
             session.index += 1
-            return self._go_on(self._processing.state_at(self._instance, entry.version))
+            return self._waiting_for_log(
+                lambda: self._go_on(self._processing.state_at(self._instance, entry.version))
+            )
 
     def _passed(self, number: int) -> State:
         """Return the state after a part that an earlier run made."""

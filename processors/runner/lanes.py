@@ -204,4 +204,5 @@ class Lane:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to remember of this lane."""
-        return not (self.waiting or self.delayed or self.in_flight or self.is_busy or self.given_up)
+        # What was given up last is in the history, too, for whoever asks again.
+        return not (self.waiting or self.delayed or self.in_flight or self.is_busy)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import orjson
+
 from eventstore import Discard, Kind, Verdict
 from eventstore.events import Event
 from eventstore.processing import Processing
@@ -82,7 +84,7 @@ class Staleness:
                 continue
             answer = entry.event.answer
             if entry.event.kind == Kind.DISCARD:
-                if b'"running":true' in entry.event.body:
+                if orjson.loads(entry.event.body).get("running"):
                     return True
             elif answer is not None and answer.closes:
                 return False

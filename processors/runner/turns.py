@@ -121,6 +121,7 @@ class Turns:
             self._component, self._processing, lane, one, update,
             self._session(lane, one, renew=is_first),
             is_stale=lambda: self._staleness.is_running_stale(lane, one),
+            has_ended=lambda: self._board.is_stopped,
         )  # fmt: skip
         assert self.handlers is not None
         return self.handlers.run(run)

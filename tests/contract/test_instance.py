@@ -916,6 +916,29 @@ def test_asubmit_can_be_awaited(counter: Component, store: EventStore) -> None:
         assert asyncio.run(program(instance)) == (3, ["applied"])
 
 
+@pytest.mark.parametrize("way", ["run", "flush_update", "force_refresh"])
+def test_an_update_that_would_wait_for_its_own_instance_fails_and_does_not_hang(
+    store: EventStore, way: str
+) -> None:
+    component = Component("Self")
+    component.serve("ask")(lambda state, props: "answer")
+
+    @component.update("ask")
+    def again(state: Any, props: Any) -> None:
+        if props["depth"] == 0:
+            if way == "flush_update":
+                instance.flush_update("ask")
+            else:
+                options: dict[str, Any] = {"flush_update" if way == "run" else way: True}
+                instance.run("ask", {"depth": 1}, **options)
+
+    with (
+        component("mine", store=store) as instance,
+        pytest.raises(UpdateFailed, match="cannot wait for other updates"),
+    ):
+        instance.run("ask", {"depth": 0}, flush_update=True)
+
+
 # --- state ---------------------------------------------------------------------------------------
 
 

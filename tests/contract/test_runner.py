@@ -18,7 +18,18 @@ from typing import Any
 
 import pytest
 
-from eventstore import Diff, Discard, Entry, EventStore, Kind, State, Verdict
+from eventstore import (
+    Diff,
+    Discard,
+    Entry,
+    EventStore,
+    Kind,
+    LogUnavailable,
+    OutcomeUnknown,
+    ReadTimeout,
+    State,
+    Verdict,
+)
 from eventstore.events import Answer, Event
 from processors.component import Component
 from processors.policy import DiscardPolicy, Retry
@@ -845,6 +856,40 @@ def test_an_effect_is_called_once_however_often_its_update_runs(
 
     assert (calls, runs) == (["charged 5"], [1, 2, 3])
     assert app.get("i", "receipt") == "charged 5"
+
+
+def test_a_log_that_is_away_while_an_effect_is_recorded_is_waited_for(
+    store: EventStore, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("away")
+    calls: list[str] = []
+    failures = iter([LogUnavailable("away"), ReadTimeout("slow"), OutcomeUnknown("perhaps")])
+
+    def charge() -> str:
+        calls.append("charged")
+        return "receipt"
+
+    @component.update("k")
+    def pay(state: State, props: dict[str, Any], context: Any) -> State:
+        receipt = context.effect("charge", charge)
+        state = context.checkpoint(state.update(receipt=receipt))
+        return state.update(done=True)
+
+    runner = run(component)
+    send = runner.processing.send
+
+    def failing(events: Any) -> Any:
+        if events[0][1].kind == Kind.EFFECT and (error := next(failures, None)) is not None:
+            raise error
+        return send(events)
+
+    monkeypatch.setattr(runner.processing, "send", failing)
+    app = store.app("away")
+    closed = runner.complete([app.request("i", "k/pay")], WAIT_S)
+
+    assert closed[0].event.kind == Kind.DIFF
+    assert calls == ["charged"]
+    assert dict(app.get("i")) == {"receipt": "receipt", "done": True}
 
 
 def test_equal_calls_of_one_run_are_effects_of_their_own_and_other_arguments_another(
