@@ -8,7 +8,7 @@
 An effect is recorded before its result is used, so a run after a crash takes it from the log. What
 is sent with `append` and `request` rides in the closing event: it happens once, and only if that
 counts. Here is what handlers see; `Calls` is what stands behind it, in the runner's own process
-(runner/handling.py) or at the other end of a pipe (runner/worker_child.py).
+(runner/run.py) or at the other end of a pipe (runner/worker_child.py).
 """
 
 from __future__ import annotations

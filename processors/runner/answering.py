@@ -21,8 +21,8 @@ from processors.component import Component, Update
 from processors.results import LiveStates, has_hooks
 from processors.runner import answers
 from processors.runner.board import UNAVAILABLE_WAIT_S, Board
-from processors.runner.handling import Run, sure_entries
 from processors.runner.lanes import Lane, Waiting
+from processors.runner.run import Run, sure_entries
 from processors.runner.staleness import Staleness
 from processors.runner.workers import HandlerRaised, WorkerDied
 from processors.text import text_of

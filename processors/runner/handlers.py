@@ -18,8 +18,8 @@ from processors.context import Superseded, runs_in
 from processors.results import LiveStates, handler_state
 from processors.runner.answering import Answering
 from processors.runner.board import Board
-from processors.runner.handling import Run, is_interrupt
 from processors.runner.lanes import Lane
+from processors.runner.run import Run, is_interrupt
 from processors.runner.staleness import Staleness
 from processors.runner.workers import (
     HandlerRaised,

@@ -16,7 +16,7 @@ from eventstore.processing import Pending
 from processors.results import LiveState
 
 if TYPE_CHECKING:
-    from processors.runner.handling import Run
+    from processors.runner.run import Run
 
 __all__ = ["Lane", "Session", "Waiting"]
 

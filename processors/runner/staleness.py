@@ -17,8 +17,8 @@ from eventstore.processing import Processing
 from processors.policy import DiscardPolicy
 from processors.runner.board import Board
 from processors.runner.discards import Decision, decide
-from processors.runner.handling import Run
 from processors.runner.lanes import Lane, Waiting
+from processors.runner.run import Run
 
 __all__ = ["Staleness", "policy_of"]
 

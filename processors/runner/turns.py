@@ -21,8 +21,8 @@ from processors.results import LiveStates
 from processors.runner.answering import Answering
 from processors.runner.board import Board
 from processors.runner.handlers import Handlers
-from processors.runner.handling import Run, is_interrupt
 from processors.runner.lanes import Lane, Session, Waiting
+from processors.runner.run import Run, is_interrupt
 from processors.runner.staleness import Staleness, policy_of
 
 __all__ = ["Turns"]
