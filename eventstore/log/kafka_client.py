@@ -174,12 +174,19 @@ class Cluster:
         return self._ask(f"topic {name}", ask)
 
     def settings(self, name: str) -> dict[str, str | None]:
-        """Return the settings of a topic."""
+        """Return the settings of a topic that is there."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, name)
 
         def ask(left_s: float) -> dict[str, str | None]:
             future = self.admin.describe_configs([resource], request_timeout=left_s)[resource]
-            return {setting: entry.value for setting, entry in future.result(left_s).items()}
+            try:
+                found = future.result(left_s)
+            except KafkaException as error:
+                if error.args[0].code() in _UNKNOWN_TOPIC:
+                    # A broker that has not heard of a new topic yet: another one described it.
+                    raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE)) from error
+                raise
+            return {setting: entry.value for setting, entry in found.items()}
 
         return self._ask(f"the settings of topic {name}", ask)
 
