@@ -121,10 +121,11 @@ def append_to_text(place: Place) -> Iterator[Sides]:
         def append() -> float:
             start_s = time.perf_counter()
             for _ in range(count):
-                one.run("say", props={"message": MESSAGE})
+                app.request("number-0", "say/append", {"message": MESSAGE})
             one.flush_update("say")
             return count / (time.perf_counter() - start_s)
 
+        app = store.app(text.name)
         one.run("say", props={"message": MESSAGE}, flush_update=True)
         yield Sides(
             append, lambda: peer.measure("append", count=count_theirs, size_bytes=size_bytes)

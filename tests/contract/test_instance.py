@@ -952,8 +952,8 @@ def test_what_is_written_is_there_for_every_process(
         one.write_state({"count": 5})
         assert other.read_state("count") == 5
         other.write_state(Diff().increment("count", 2))
-        assert one.run("add", {"by": 0}) == 7
         assert (one.get_version(), other.get_version()) == (3, 3)
+        assert one.run("add", {"by": 0}) == 7
 
 
 def test_an_opened_instance_knows_its_version_at_once(

@@ -314,13 +314,12 @@ def test_an_app_that_does_not_exist_yet_is_waited_for_and_not_made(
     assert eventually(
         lambda: Processing(store.app("shop")).head(system_instance(trigger)) is not None
     )
-    waiting = status_of(relays, trigger).state
+    assert eventually(lambda: status_of(relays, trigger).state == "waiting")
     assert "orders" not in store.apps()
 
     store.app("orders").append("o-1", {"status": "new"}).result()
 
     assert eventually(lambda: len(requests(store, "shop")) == 1)
-    assert waiting == "waiting"
 
 
 def test_a_key_that_raises_is_noted_and_the_trigger_goes_on(
