@@ -92,6 +92,7 @@ def gate() -> Iterator[str]:
 
 
 def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what no event tells: the work of a runner, or of another store's view."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline

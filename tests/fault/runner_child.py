@@ -99,7 +99,7 @@ def acknowledge_early() -> None:
 
     def hold_up(point: str) -> None:
         if point == "log.commit.before":
-            time.sleep(EARLY_S)
+            time.sleep(EARLY_S)  # the fault itself: the commit is late, so a kill comes between
 
     def settle_at_once(receipt: Receipt, timeout_s: float | None) -> None:
         return

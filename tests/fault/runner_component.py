@@ -27,6 +27,8 @@ component = Component("chaos")
 
 @component.update("k")
 def note(state: State, props: Mapping[str, Any]) -> Diff:
+    # What these updates do is to take time, so that kills find them at work. A gate is a file,
+    # because the test that opens it is another process.
     time.sleep(props.get("pause_s", 0))
     while "gate" in props and not os.path.exists(props["gate"]):
         time.sleep(0.01)
