@@ -105,17 +105,42 @@ class Channel:
         fault_point("event.encode.after")
         return self._hand_over(topic, [self._append_of(topic, *value, system) for value in values])
 
+    def send_unless_newer(
+        self, instance: str, events: Sequence[Event], offset_next: int
+    ) -> list[Receipt]:
+        """Hand events of one instance to the log, which takes none if that has newer ones.
+
+        Newer are those from `offset_next` on; the receipts then say NewerRecord. It is for logs
+        whose `sees_newer` is set.
+
+        Raises:
+            As for `send`.
+        """
+        if self._failed or self._closed:
+            self.check()
+        topic = self._topic or self.topic_to_write()
+        appends = [
+            self._append_of(topic, instance, codec.encode_event(event), False) for event in events
+        ]
+        fault_point("event.encode.after")
+        return self._hand_over(topic, appends, offset_next)
+
     def _append_of(self, topic: Topic, instance: str, value: bytes, system: bool) -> Append:
         if len(value) > self._event_bytes_max:
             raise EventTooLarge(len(value), self._event_bytes_max)
         key = instance_key(instance, system)
         return Append(self.log.partition_of(key, topic), key, value, Receipt(self, instance))
 
-    def _hand_over(self, topic: Topic, appends: list[Append]) -> list[Receipt]:
+    def _hand_over(
+        self, topic: Topic, appends: list[Append], offset_next: int | None = None
+    ) -> list[Receipt]:
         newest = self._newest
         receipts = []
         with self._appending:
-            self.log.append(topic, appends)
+            if offset_next is None:
+                self.log.append(topic, appends)
+            else:
+                self.log.append_unless_newer(topic, appends, offset_next)
             for partition, _, _, receipt in appends:
                 newest[partition] = receipt  # type: ignore[assignment]  # made by _append_of
                 receipts.append(receipt)

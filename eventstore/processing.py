@@ -16,14 +16,16 @@ from eventstore.channel import Channel, as_entry, instance_key
 from eventstore.errors import ConfigError, InstanceNotFound, ReadTimeout
 from eventstore.events import Entry, Event, Kind, Position, Verdict
 from eventstore.follow import Follower
-from eventstore.log.base import Ownership
+from eventstore.log.base import NewerRecord, Ownership
 from eventstore.receipts import Receipt
 from eventstore.rows import Folded, Pending
 from eventstore.state import State
 from eventstore.store import App
 from eventstore.view.reader import Head, PendingRow, ViewReader
 
-__all__ = ["Folded", "Ownership", "Pending", "PendingRow", "Processing", "instance_fault"]
+__all__ = [
+    "Folded", "NewerRecord", "Ownership", "Pending", "PendingRow", "Processing", "instance_fault",
+]  # fmt: skip
 
 
 def instance_fault(instance: object) -> str | None:
@@ -76,6 +78,14 @@ class Processing:
         self._follower()
         self._channel.reading(None, fresh=True, timeout_s=timeout_s)
 
+    def see_own(self, instance: str) -> None:
+        """Return when the view has what this process has appended to an instance's partition.
+
+        Raises:
+            As for App.get.
+        """
+        self._channel.reading(instance)
+
     @property
     def identity(self) -> str:
         """The identity of the log; part of every position."""
@@ -108,6 +118,25 @@ class Processing:
     def send(self, events: Sequence[tuple[str, Event]]) -> list[Receipt]:
         """Append raw events together, system instances included; see `App.append_many`."""
         return self._channel.send(events, system=True)
+
+    @property
+    def sees_newer(self) -> bool:
+        """Whether the log takes what `send_unless_newer` gives it."""
+        return self._channel.log.sees_newer
+
+    def send_unless_newer(
+        self, instance: str, events: Sequence[Event], offset_next: int
+    ) -> list[Receipt]:
+        """Append events in one commit, unless something of the instance came since `offset_next`.
+
+        Nothing is written then, and the receipts say NewerRecord.
+        """
+        return self._channel.send_unless_newer(instance, events, offset_next)
+
+    def offset_next(self, instance: str) -> int:
+        """Return the first offset of an instance's partition that the view has not folded."""
+        follower = self._follower()
+        return follower.offsets_next[self._channel.partition(follower, instance)]
 
     def generation(self) -> int:
         """Return how often the log was repaired: part of everything that answers."""
@@ -179,6 +208,18 @@ class Processing:
             return None if row is None else as_entry(instance, row, self.identity)
 
         return self._channel.steadily(read)
+
+    def entry_of(self, folded: Folded) -> Entry:
+        """Return an accepted event that was just folded as the history has it."""
+        return Entry(
+            folded.instance,
+            folded.sequence,
+            folded.event,
+            folded.verdict,
+            folded.version,
+            Position(self.identity, {folded.partition: folded.offset}),
+            folded.time_ms,
+        )
 
     def closed_by(self, instance: str, cause: int) -> Entry | None:
         """Return what closed a request; None while it is open."""

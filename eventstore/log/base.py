@@ -14,9 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from eventstore.errors import EventStoreError
 from eventstore.events import Batch, Record
 
-__all__ = ["Append", "Batch", "Delivery", "Finding", "Log", "Ownership", "Record", "Topic"]
+__all__ = [
+    "Append", "Batch", "Delivery", "Finding", "Log", "NewerRecord", "Ownership", "Record", "Topic",
+]  # fmt: skip
+
+
+class NewerRecord(EventStoreError):
+    """Nothing was written: a record came first that these were to have been written before."""
 
 
 class Topic(NamedTuple):
@@ -84,6 +91,8 @@ class Log(ABC):
     url: str
     #: The folder for views of this log; None keeps them in memory.
     view_root: Path | None = None
+    #: Whether `append_unless_newer` can be used.
+    sees_newer: bool = False
 
     # --- topics -----------------------------------------------------------------------------
 
@@ -131,6 +140,17 @@ class Log(ABC):
             EventTooLarge: a value is above what the log can take; nothing was queued.
             LogUnavailable: the buffer stayed full for the whole deadline; nothing was queued.
         """
+
+    def append_unless_newer(
+        self, topic: Topic, appends: Sequence[Append], offset_next: int
+    ) -> None:
+        """Queue records of one instance that count on nothing of it at or after `offset_next`.
+
+        As `append`, and they are stored together; but if their partition has a record with their
+        key from there on when they are about to be written, none of them is, and the deliveries
+        fail with NewerRecord. Only a log whose `sees_newer` is set can see to that.
+        """
+        raise NotImplementedError(f"{self.url} cannot see newer records")
 
     @abstractmethod
     def drive(self, timeout_s: float | None) -> None:

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 from eventstore.errors import Closed, EventStoreError, LogUnavailable, OutcomeUnknown
 from eventstore.lifetime import close_at_exit
-from eventstore.log.base import Append
+from eventstore.log.base import Append, NewerRecord
 from eventstore.testing import fault_point
 
 __all__ = ["GroupCommit", "Job", "Writer"]
@@ -48,6 +48,8 @@ class Job(NamedTuple):
     size_bytes: int
     #: time.monotonic() when it was queued.
     queued_at_s: float
+    #: If set, it is not stored where a record of its key stands from this offset on.
+    offset_next: int | None = None
 
 
 class Writer(Protocol):
@@ -58,6 +60,8 @@ class Writer(Protocol):
 
     def write(self, jobs: Sequence[Job]) -> Sequence[int]:
         """Store all jobs durably in one transaction; return the first offset of each.
+
+        It is -1 for a job that is not stored, because a record came first (`Job.offset_next`).
 
         Raises:
             OutcomeUnknown: they may or may not be stored.
@@ -118,14 +122,16 @@ class GroupCommit:
 
     # --- queue ------------------------------------------------------------------------------
 
-    def append(self, target: int, appends: Sequence[Append]) -> None:
+    def append(
+        self, target: int, appends: Sequence[Append], offset_next: int | None = None
+    ) -> None:
         """Queue records; see `Log.append`. Who finds the buffer full helps to empty it."""
         size_bytes = RECORD_OVERHEAD_BYTES * len(appends)
         for one in appends:
             size_bytes += len(one.key) + len(one.value)
         now_s = time.monotonic()
         deadline_s = now_s + self._append_timeout_s
-        job = Job(target, appends, size_bytes, now_s)
+        job = Job(target, appends, size_bytes, now_s, offset_next)
         while not self._queue(job):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
@@ -412,7 +418,7 @@ def _tell(jobs: Sequence[Job], outcome: Sequence[int] | LogUnavailable) -> None:
         told = [(append, -1) for job in jobs for append in job.appends]
     else:
         told = [
-            (append, offset)
+            (append, offset if offset_first >= 0 else -1)
             for job, offset_first in zip(jobs, outcome, strict=True)
             for offset, append in enumerate(job.appends, offset_first)
         ]
@@ -421,11 +427,13 @@ def _tell(jobs: Sequence[Job], outcome: Sequence[int] | LogUnavailable) -> None:
     while start < len(told):
         try:
             for append, offset in told[start:]:
-                if offset < 0:
-                    assert isinstance(outcome, LogUnavailable)
+                if offset >= 0:
+                    append.delivery.delivered(append.partition, offset)
+                elif isinstance(outcome, LogUnavailable):
                     append.delivery.failed(outcome)
                 else:
-                    append.delivery.delivered(append.partition, offset)
+                    error = f"{append.key!r} has a newer record; nothing was written"
+                    append.delivery.failed(NewerRecord(error))
                 start += 1
         except Exception as error:
             failure = error

@@ -17,7 +17,7 @@ from itertools import islice
 from eventstore.config import Config
 from eventstore.errors import Closed, ConfigError, LogTruncated, LogUnavailable
 from eventstore.lifetime import abandon_in_child
-from eventstore.log.base import Append, Batch, Log, Ownership, Record, Topic
+from eventstore.log.base import Append, Batch, Log, NewerRecord, Ownership, Record, Topic
 from eventstore.log.ownership import SHARDS, fair_share
 
 __all__ = ["MemoryLog"]
@@ -46,6 +46,8 @@ _named: dict[str, _Storage] = {}
 
 class MemoryLog(Log):
     """A log in memory; `memory://name` is shared by all logs of that name in this process."""
+
+    sees_newer = True
 
     def __init__(self, url: str, config: Config) -> None:
         """Open `memory://`, `memory://name`, either with `?partitions=8`; ConfigError if not."""
@@ -103,9 +105,26 @@ class MemoryLog(Log):
 
     def append(self, topic: Topic, appends: Sequence[Append]) -> None:
         """Store records, and tell each delivery before this returns."""
+        self._append(topic, appends, None)
+
+    def append_unless_newer(
+        self, topic: Topic, appends: Sequence[Append], offset_next: int
+    ) -> None:
+        """Store records unless one of their key came first; see `Log.append_unless_newer`."""
+        self._append(topic, appends, offset_next)
+
+    def _append(self, topic: Topic, appends: Sequence[Append], offset_next: int | None) -> None:
         stored = self._stored(topic)
         told: list[tuple[Append, int]] = []
         with self._storage.condition:
+            if offset_next is not None:
+                partition, key = appends[0].partition, appends[0].key
+                newer = islice(stored.partitions[partition], offset_next, None)
+                if any(record.key == key for record in newer):
+                    error = NewerRecord(f"{key!r} has a record from offset {offset_next} on")
+                    for append in appends:
+                        append.delivery.failed(error)
+                    return
             now_ms = time.time_ns() // 1_000_000
             for append in appends:
                 records = stored.partitions[append.partition]

@@ -50,6 +50,8 @@ class _Known(NamedTuple):
 class SqliteLog(Log):
     """A log in a folder of this machine. Reading creates nothing, the first topic the file."""
 
+    sees_newer = True
+
     def __init__(self, folder: str | Path, config: Config) -> None:
         """Open the log in `folder`, or get ready to create it.
 
@@ -194,6 +196,12 @@ class SqliteLog(Log):
         """Queue records; see `Log.append`. The records of one call become one transaction."""
         if appends:
             self._queue.append(self._resolve(topic).id, appends)
+
+    def append_unless_newer(
+        self, topic: Topic, appends: Sequence[Append], offset_next: int
+    ) -> None:
+        """Queue records unless one of their key came first; see `Log.append_unless_newer`."""
+        self._queue.append(self._resolve(topic).id, appends, offset_next)
 
     def drive(self, timeout_s: float | None) -> None:
         """Commit what is queued in this thread, or wait for the thread that does."""

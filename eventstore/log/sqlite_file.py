@@ -112,6 +112,13 @@ class SqliteFile:
             return 0, 0
         return status.st_dev, status.st_ino
 
+    def wal_bytes(self) -> int:
+        """Return how large the write-ahead log is."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return 0
+
     def replaced(self) -> LogUnavailable:
         """Return the error for a file that is no longer the one that was opened."""
         return LogUnavailable(

@@ -37,6 +37,13 @@ _CHECKPOINT_FRAMES = 1_000
 #: From here on a checkpoint also waits for readers, so that the WAL can start from its beginning.
 _CHECKPOINT_FRAMES_MAX = 4 * _CHECKPOINT_FRAMES
 _CHECKPOINT_WAIT_S = 0.2
+#: A process that has written so many frames will write more: it lets the WAL grow at once to what
+#: it takes before a checkpoint. That takes as long as 50 commits into a WAL that grows each time.
+_GROW_AT_FRAMES = 64
+_FRAME_BYTES = 4_096 + 24
+#: Records that are looked through for a newer one of an instance. Who is so far behind is told that
+#: there is one: nobody else can write meanwhile.
+_NEWER_RECORDS_MAX = 1_000
 
 
 class SqliteWriter:
@@ -55,6 +62,7 @@ class SqliteWriter:
         self._inode = (0, 0)
         self._wal_frames = 0
         self._checkpoint_at_frames = _CHECKPOINT_FRAMES
+        self._has_grown = False
 
     def acquire(self, timeout_s: float) -> None:
         """Wait for this process's turn to write."""
@@ -96,6 +104,9 @@ class SqliteWriter:
             due = self._turn.held and self._wal_frames >= self._checkpoint_at_frames
             if due and self.connection is not None:
                 self._checkpoint(self.connection)
+            elif self._turn.held and not self._has_grown and self._wal_frames >= _GROW_AT_FRAMES:
+                self._has_grown = True
+                self._grow()
         finally:
             self._turn.give_back()
 
@@ -150,6 +161,33 @@ class SqliteWriter:
         self._wal_frames = frames
         return apsw.SQLITE_OK
 
+    def _grow(self) -> None:
+        """Make the WAL as large as it gets, by a transaction that spills into it and is undone.
+
+        SQLite takes no notice of what was never committed: it is written over by the next commits,
+        whose fsync then has no change of the file's size to make durable, too.
+        """
+        missing = _CHECKPOINT_FRAMES * _FRAME_BYTES - self._file.wal_bytes()
+        connection = self.connection
+        if connection is None or missing <= 0:
+            return
+        try:
+            cache_size = connection.pragma("cache_size")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.pragma("cache_size", 10)
+                connection.execute(
+                    "CREATE TABLE growth (bytes BLOB); INSERT INTO growth VALUES (zeroblob(?))",
+                    (missing,),
+                )
+            finally:
+                connection.execute("ROLLBACK")
+                connection.pragma("cache_size", cache_size)
+        except apsw.Error as error:
+            # A disk that is nearly full, say: then each commit pays for its own.
+            logger.debug("%s: the WAL did not grow: %s", self._file.path, error)
+            self._disconnect()
+
     def _checkpoint(self, connection: apsw.Connection) -> None:
         """Copy the WAL into the database. A passive checkpoint does not wait for readers."""
         try:
@@ -177,6 +215,11 @@ def _insert(connection: apsw.Connection, jobs: Sequence[Job]) -> list[int]:
         table = tables.get(job.target)
         if table is None:
             table = tables[job.target] = _Table(connection, job.target, now_ms)
+        if job.offset_next is not None and table.has_newer(
+            connection, job.appends[0].key, job.offset_next
+        ):
+            offsets_first.append(-1)
+            continue
         offsets_first.append(table.offset_next)
         table.add(job.appends)
     for table in tables.values():
@@ -198,6 +241,15 @@ class _Table:
         # The clock may be set back; the log's time may not.
         self._time_ms = now_ms if last is None else max(now_ms, int(last[1]))
         self._values: list[object] = []
+
+    def has_newer(self, connection: apsw.Connection, key: bytes, offset: int) -> bool:
+        """Whether a record of a key stands at or after an offset, or may stand there."""
+        if offset == self.offset_next:
+            return False
+        if not 0 <= self.offset_next - offset <= _NEWER_RECORDS_MAX or key in self._values[2::4]:
+            return True
+        query = f"SELECT 1 FROM {self._name} WHERE offset>=? AND key=? LIMIT 1"
+        return connection.execute(query, (offset, key)).fetchone() is not None
 
     def add(self, appends: Sequence[Append]) -> None:
         offset, time_ms, values = self.offset_next, self._time_ms, self._values
