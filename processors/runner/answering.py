@@ -274,6 +274,9 @@ class Answering:
             # One that was refused, and waits for the rest of its row, must not wait again.
             lane.refused = [one for one in lane.refused if one.sequence != cause]
             if ours is None:
+                if cause == lane.expected and _is_ours(lane, folded.event):
+                    lane.expected_answer = folded
+                    counts.applied += 1
                 continue
             if not _is_ours(lane, folded.event):
                 # Somebody was faster: what we put on top of our own answer will not count either.
@@ -288,7 +291,6 @@ class Answering:
                 counts.failed += 1
         if kind == Kind.RESET:
             lane.break_row()
-            lane.has_begun = False
 
     def changed(self, lane: Lane, folded: Folded) -> None:
         """Take note of a version of a lane's instance, whoever made it."""

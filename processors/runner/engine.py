@@ -43,11 +43,12 @@ from eventstore import (
 from eventstore.events import Event
 from eventstore.lifetime import abandon_in_child
 from eventstore.processing import Folded, Ownership, PendingRow, Processing
-from processors.component import Component
+from processors.component import Component, Update
 from processors.notices import publish
 from processors.relay import Relays, RelayStatus
 from processors.results import LiveStates, has_hooks
 from processors.runner.answering import Answering
+from processors.runner.at_once import AtOnce
 from processors.runner.board import IN_FLIGHT_MAX, UNAVAILABLE_WAIT_S, Board
 from processors.runner.handlers import Handlers
 from processors.runner.lanes import Lane
@@ -159,6 +160,9 @@ class Runner:
             processes_max=concurrency, worker=worker,
             take_turn=self._turns.take,
         )  # fmt: skip
+        self._at_once = AtOnce(
+            component, self.processing, board, self._turns, self._handlers, self._answering
+        )
         self._relays: Relays | None = None
         self._ownership: Ownership | None = None
         self._unwatch: Callable[[], None] | None = None
@@ -353,6 +357,36 @@ class Runner:
         """
         return self._board.reserved(instance)
 
+    def run_at_once(self, instance: str, update: Update, request: Event) -> Entry | None:
+        """Run a quick update whose request is not written yet; return what closed it.
+
+        None, with nothing written, where that cannot be done: the usual way is open then.
+
+        Raises:
+            As for `Receipt.entry`.
+        """
+        if not self._at_once.is_for(update):
+            return None
+        board = self._board
+        with board.mutex:
+            lane = None if board.is_stopping else self._lane(instance)
+            if lane is None:
+                return None
+            if not lane.is_at_rest:
+                board.forget(lane)
+                return None
+            board.take(lane)
+        try:
+            done = self._at_once.run(lane, update, request)
+        finally:
+            lane.expected = lane.expected_answer = None
+            board.let_go(lane)
+        if done is None:
+            return None
+        if done.closed is None:  # it raised, say
+            return self._completed(instance, done.sequence, math.inf)
+        return self.processing.entry_of(done.closed)
+
     def complete(self, receipts: Sequence[Receipt], timeout_s: float | None = None) -> list[Entry]:
         """Wait until each of these requests is closed; return what closed them, in order.
 
@@ -522,6 +556,8 @@ class Runner:
             touched: dict[str, Lane] = {}
             for one in folded:
                 board.clock.seen(one.appended_ms)
+                if one.event.kind == Kind.RESET:
+                    self._turns.was_reset(one.instance)
                 lane = board.lanes.get(one.instance)
                 if one.opened is not None and one.opened.lane == "":
                     lane = self._lane(one.instance)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
+from eventstore import Diff
 from eventstore.testing import fault_point
 from processors.component import Component, Update
 from processors.context import Superseded, runs_in
@@ -34,6 +36,8 @@ __all__ = ["Handlers"]
 #: How long an async update that was cancelled by its time limit may take to end. Longer, it counts
 #: as one that does not end, and its lane goes on without it.
 _CANCELLED_S_MAX: Final = 5.0
+#: An update that takes less is quicker than a commit.
+_QUICK_S_MAX: Final = 0.001
 
 
 class Handlers:
@@ -59,6 +63,8 @@ class Handlers:
         self._worker = worker
         self._take_turn = take_turn
         self._processes_max: Final = max(1, min(processes_max, os.cpu_count() or 1))
+        #: How long each plain update took when it ran last.
+        self._took_s: dict[str, float] = {}
         self._workers: Workers | None = None
         self._workers_mutex = threading.Lock()
 
@@ -73,11 +79,12 @@ class Handlers:
         """Run a handler and answer; True if the lane is somebody else's now."""
         run.one.runs += 1
         run.lane.run = run
-        if run.one.suspect or self._is_for_process(run.update):
+        if run.one.suspect or self.is_for_process(run.update):
             return self._run_in_worker(run)
         return self._begin_async(run) if run.update.is_async else self._run_here(run)
 
-    def _is_for_process(self, update: Update) -> bool:
+    def is_for_process(self, update: Update) -> bool:
+        """Whether an update runs in a spawned process."""
         return not update.is_async and (update.worker or self._worker) == "process"
 
     def _given(self, run: Run) -> Any:
@@ -87,15 +94,7 @@ class Handlers:
         self, run: Run, result: object, error: BaseException | None, reason: str = "raised"
     ) -> None:
         """Answer for a handler that returned or raised."""
-        run.calls.end()
-        diff = None
-        if error is None:
-            try:
-                diff = run.diff_of(result)
-            except BaseException as refused:  # of save_state, say
-                if is_interrupt(refused):
-                    raise
-                error = refused
+        diff, error = self.diff_of(run, result, error)
         fault_point("processor.handler.after")
         if isinstance(error, Superseded):
             self._answering.superseded(run)
@@ -104,6 +103,20 @@ class Handlers:
             self._answering.raised(run, error, reason)
         else:
             self._answering.apply(run, diff, run.outbox)
+
+    def diff_of(
+        self, run: Run, result: object, error: BaseException | None
+    ) -> tuple[Diff | None, BaseException | None]:
+        """Return what a handler's result changes, or why it raised or its result is none."""
+        run.calls.end()
+        if error is not None:
+            return None, error
+        try:
+            return run.diff_of(result), None
+        except BaseException as refused:  # of save_state, say
+            if is_interrupt(refused):
+                raise
+            return None, refused
 
     # --- in this thread ---------------------------------------------------------------------------
 
@@ -115,9 +128,20 @@ class Handlers:
         if timeout_s is not None:
             why = f"it ran longer than timeout_s={timeout_s}; its thread was left alone"
             cancel_timer = self._time_out(run, timeout_s, why)
+        result, error = self.call(run)
+        if cancel_timer is not None:
+            cancel_timer()
+            if self._is_over(run):
+                return True
+        self._conclude(run, result, error)
+        return False
+
+    def call(self, run: Run) -> tuple[object, BaseException | None]:
+        """Call a plain update, and return what it returned or raised."""
         fault_point("processor.handler.before")
         result, error = None, None
         token = runs_in.set(run.place)
+        began_s = time.perf_counter()
         try:
             result = run.update.function(*run.arguments(self._given(run)))
         except BaseException as raised:  # SystemExit too: it is the handler's, not ours
@@ -126,12 +150,12 @@ class Handlers:
             error = raised
         finally:
             runs_in.reset(token)
-        if cancel_timer is not None:
-            cancel_timer()
-            if self._is_over(run):
-                return True
-        self._conclude(run, result, error)
-        return False
+        self._took_s[run.update.name] = time.perf_counter() - began_s
+        return result, error
+
+    def is_quick(self, update: Update) -> bool:
+        """Whether an update took its caller's thread, when it ran last, for next to no time."""
+        return self._took_s.get(update.name, _QUICK_S_MAX) < _QUICK_S_MAX
 
     def _is_over(self, run: Run) -> bool:
         """Note that a run is over; True if it was before."""
@@ -188,7 +212,7 @@ class Handlers:
             with self._board.held_up():
                 done = workers.run(task, run.calls)
         except NotImportable as error:
-            if not self._is_for_process(run.update):
+            if not self.is_for_process(run.update):
                 # A suspect whose component no child can find, and which may end this process.
                 if answering.was_begun_enough(run):
                     answering.set_aside_crashed(run.lane, run.one)

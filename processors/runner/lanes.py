@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from eventstore import Diff, Receipt, State
 from eventstore.events import Event
-from eventstore.processing import Pending
+from eventstore.processing import Folded, Pending
 from processors.results import LiveState
 
 if TYPE_CHECKING:
@@ -92,8 +92,6 @@ class Lane:
     is_lost: bool = False
     #: What an earlier owner left is still being read: nothing runs before it is complete.
     is_taken_over: bool = False
-    #: The instance has the state that `init_state` makes, or needs none.
-    has_begun: bool = False
     #: Not before this moment (time.monotonic()): a retry backs off.
     not_before_s: float = 0.0
     session: Session | None = None
@@ -109,6 +107,9 @@ class Lane:
     running: Waiting | None = None
     running_since_ms: int = 0
     run: Run | None = None
+    #: A request that is about to be written together with its answer, and that answer once it came.
+    expected: int | None = None
+    expected_answer: Folded | None = None
     #: When a timer looks at this lane again (time.monotonic()).
     timer_s: float | None = None
     #: Names of updates of which a running one was given up last: the next gets through.
@@ -200,6 +201,11 @@ class Lane:
             target = self.waiting if one.due_ms is None else self.delayed
             target[one.sequence] = one
         self.sort()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it is ours, complete, and has nothing to run and nothing on its way."""
+        return self.is_empty and not (self.is_lost or self.is_taken_over or self.is_broken)
 
     @property
     def is_empty(self) -> bool:

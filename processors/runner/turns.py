@@ -33,6 +33,8 @@ _TURN_S_MAX: Final = 0.02
 _CONFLICTS_MAX: Final = 30
 #: Triggers that led to triggers: more is taken for a circle.
 _HOPS_MAX: Final = 16
+#: Instances that are remembered to have begun.
+_BEGUN_MAX: Final = 100_000
 
 
 class Turns:
@@ -56,6 +58,8 @@ class Turns:
         self._staleness = staleness
         self._live = live
         self._begins_alone = begins_alone(component)
+        #: Instances that are known to have their first state.
+        self._begun: set[str] = set()
         self._unknown_wait_s = unknown_wait_s
         #: Given once it is made: the two need one another.
         self.handlers: Handlers | None = None
@@ -137,17 +141,31 @@ class Turns:
         one.event = entry.event
         return True
 
+    def has_begun(self, lane: Lane) -> bool:
+        """Whether an instance has its first state, or needs none; asks the view once."""
+        if not self._begins_alone or lane.instance in self._begun:
+            return True
+        if not has_begun(self._processing, lane.instance):
+            return False
+        if len(self._begun) >= _BEGUN_MAX:
+            self._begun.clear()
+        self._begun.add(lane.instance)
+        return True
+
+    def was_reset(self, instance: str) -> None:
+        """Look again whether an instance has its first state."""
+        self._begun.discard(instance)
+
     def _begin(self, lane: Lane, one: Waiting) -> bool:
         """Give an instance that nobody has opened its first state; False if that failed.
 
         Services may write to an instance, and request its updates, without ever opening it.
         """
-        if lane.has_begun or not self._begins_alone:
-            return True
         try:
-            if not has_begun(self._processing, lane.instance):
-                with self._board.held_up():
-                    begin(self._component, self._processing, self._live, lane.instance)
+            if self.has_begun(lane):
+                return True
+            with self._board.held_up():
+                begin(self._component, self._processing, self._live, lane.instance)
         except (LogUnavailable, ReadTimeout, Closed):
             raise
         except BaseException as error:  # SystemExit too: it is the component's, not ours
@@ -155,7 +173,6 @@ class Turns:
                 raise
             self._answering.fail(lane, one, "raised", "init_state failed", error)
             return False
-        lane.has_begun = True
         return True
 
     # --- requests that do not run -----------------------------------------------------------------
@@ -219,14 +236,14 @@ class Turns:
         session = lane.session
         if one.parts:
             self._live.forget(lane.instance)
-            session = self._new_session(lane.instance)
+            session = self.new_session(lane.instance)
             accepted = self._processing.parts(lane.instance, one.sequence)
             if accepted and accepted[0].event.guard is not None:
                 # It starts where its first run started, so that it comes by the same effects.
                 session.base = accepted[0].event.guard.base
                 session.state = self._processing.state_at(lane.instance, session.base)
         elif session is None or (renew and not lane.in_flight):
-            session = self._new_session(lane.instance)
+            session = self.new_session(lane.instance)
         elif lane.foreign_version > session.base or (renew and lane.folded_version > session.base):
             # What counts already is read anew, with what others wrote; the rest is put on top. So
             # an update sees what was written before it was requested: a trigger's, the change.
@@ -240,7 +257,7 @@ class Turns:
         lane.session, lane.chain = session, session.chain
         return session
 
-    def _new_session(self, instance: str) -> Session:
+    def new_session(self, instance: str) -> Session:
         """Begin a row of answers on the newest state that the view has."""
         state = self._processing.state(instance)
         assert state.version is not None
