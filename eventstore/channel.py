@@ -31,7 +31,7 @@ from eventstore.events import SYSTEM_PREFIX, Entry, Event, Kind, Position, Verdi
 from eventstore.fold import GENERATION_NOTE
 from eventstore.follow import Follower, FollowProgress, quarantined, repairs_of
 from eventstore.lifetime import abandon_in_child
-from eventstore.log.base import Append, Log, Topic
+from eventstore.log.base import Append, Log, NewerRecord, Topic
 from eventstore.receipts import Receipt
 from eventstore.testing import fault_point
 from eventstore.view.opening import OpenView, open_in_memory, open_on_disk
@@ -111,7 +111,8 @@ class Channel:
         """Hand events of one instance to the log, which takes none if that has newer ones.
 
         Newer are those from `offset_next` on; the receipts then say NewerRecord. It is for logs
-        whose `sees_newer` is set.
+        whose `sees_newer` is set, and for who waits for one of the receipts: all have the same
+        outcome, and no later call raises it.
 
         Raises:
             As for `send`.
@@ -120,16 +121,20 @@ class Channel:
             self.check()
         topic = self._topic or self.topic_to_write()
         appends = [
-            self._append_of(topic, instance, codec.encode_event(event), False) for event in events
+            self._append_of(topic, instance, codec.encode_event(event), False, asked=True)
+            for event in events
         ]
         fault_point("event.encode.after")
         return self._hand_over(topic, appends, offset_next)
 
-    def _append_of(self, topic: Topic, instance: str, value: bytes, system: bool) -> Append:
+    def _append_of(
+        self, topic: Topic, instance: str, value: bytes, system: bool, *, asked: bool = False
+    ) -> Append:
         if len(value) > self._event_bytes_max:
             raise EventTooLarge(len(value), self._event_bytes_max)
         key = instance_key(instance, system)
-        return Append(self.log.partition_of(key, topic), key, value, Receipt(self, instance))
+        receipt = Receipt(self, instance, asked=asked)
+        return Append(self.log.partition_of(key, topic), key, value, receipt)
 
     def _hand_over(
         self, topic: Topic, appends: list[Append], offset_next: int | None = None
@@ -172,7 +177,9 @@ class Channel:
 
     def unasked(self, receipt: Receipt) -> None:
         """Remember a failed write whose receipt nobody has asked yet."""
-        self._failed.append(receipt)
+        # That something newer came is no failure: its writer said what is to happen then, nothing.
+        if not isinstance(receipt.error, NewerRecord):
+            self._failed.append(receipt)
 
     def check(self) -> None:
         """Raise what keeps a call from being made: Closed, or an earlier write that failed."""

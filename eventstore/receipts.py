@@ -47,12 +47,13 @@ class Receipt:
         "_app", "_asked", "_callback", "_error", "_offset", "_partition", "_waiters", "instance",
     )  # fmt: skip
 
-    def __init__(self, app: _App, instance: str) -> None:
+    def __init__(self, app: _App, instance: str, *, asked: bool = False) -> None:
+        """Make a receipt; one that is `asked` has somebody who hears of a failure already."""
         self._app = app
         self.instance = instance
         self._partition = self._offset = -1
         self._error: Exception | None = None
-        self._asked = False
+        self._asked = asked
         self._callback: Callable[[Exception], None] | None = None
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] | None = None
 
