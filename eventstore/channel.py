@@ -61,6 +61,7 @@ class Channel:
         self._topic_name = f"{config.namespace}.{name}"
         self._topic: Topic | None = None
         self._follower: Follower | None = None
+        self._recent = codec.RecentEvents()
         self._opening = threading.Lock()
         #: Held while records are handed to the log, so that `_newest` is the last handed over.
         self._appending = threading.Lock()
@@ -85,7 +86,8 @@ class Channel:
             UnsupportedValue: a part of an event cannot be encoded.
             As for `send_encoded`.
         """
-        encoded = [(name, codec.encode_event(event)) for name, event in events]
+        encode = self._encoder()
+        encoded = [(name, encode(event)) for name, event in events]
         return self.send_encoded(encoded, system=system)
 
     def send_encoded(
@@ -120,12 +122,16 @@ class Channel:
         if self._failed or self._closed:
             self.check()
         topic = self._topic or self.topic_to_write()
+        encode = self._encoder()
         appends = [
-            self._append_of(topic, instance, codec.encode_event(event), False, asked=True)
-            for event in events
+            self._append_of(topic, instance, encode(event), False, asked=True) for event in events
         ]
         fault_point("event.encode.after")
         return self._hand_over(topic, appends, offset_next)
+
+    def _encoder(self) -> Callable[[Event], bytes]:
+        """Return what encodes an event, with a view to whether it is folded here."""
+        return codec.encode_event if self._follower is None else self._recent.encode
 
     def _append_of(
         self, topic: Topic, instance: str, value: bytes, system: bool, *, asked: bool = False
@@ -306,6 +312,7 @@ class Channel:
                 self.log,
                 topic,
                 self._open_view,
+                self._recent.decode,
                 hot_bytes_max=self.config.view_cache_bytes,
                 report=self._progress,
             )

@@ -50,6 +50,10 @@ _RELEASED: Final = {FINGERPRINT: "event.avsc"}
 
 _HEADER: Final = _MARKER + FINGERPRINT
 
+#: What RecentEvents keeps: at most so many events, and none that is larger.
+_RECENT_EVENTS_MAX: Final = 8_192
+_RECENT_BYTES_MAX: Final = 1_024
+
 
 def is_ours(value: bytes | None) -> bool:
     """Say whether a record's value claims to be an event; a value that does not is foreign."""
@@ -97,6 +101,31 @@ def encode_plain(kind: Kind, name: str, body: bytes) -> bytes:
     fault_point("event.encode.before")
     written = envelope.write_plain(kind, name, body)
     return _write_by_fastavro(Event(kind, name, body)) if written is None else _HEADER + written
+
+
+class RecentEvents:
+    """Events that this process has just encoded: its own view need not decode them again.
+
+    They are found by their bytes. Decoding gives an equal event (tests/property/test_envelope.py),
+    so a view is the same with and without this. It is bounded: what is too large or too long ago
+    is decoded like everybody else's.
+    """
+
+    def __init__(self) -> None:
+        self._events: dict[bytes, Event] = {}
+
+    def encode(self, event: Event) -> bytes:
+        """Return what `encode_event` does, and remember it."""
+        value = encode_event(event)
+        if len(value) <= _RECENT_BYTES_MAX:
+            if len(self._events) >= _RECENT_EVENTS_MAX:
+                self._events.clear()
+            self._events[value] = event
+        return value
+
+    def decode(self, value: bytes) -> Event:
+        """Return what `decode_event` does."""
+        return self._events.get(value) or decode_event(value)
 
 
 def decode_event(value: bytes) -> Event:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from eventstore.codec import decode_event
 from eventstore.errors import (
     Closed,
     EventStoreError,
@@ -23,6 +24,7 @@ from eventstore.errors import (
     UnknownSchema,
     ViewDamaged,
 )
+from eventstore.events import Event
 from eventstore.log.base import Log, Topic
 from eventstore.rows import Folded
 from eventstore.view.base import TableUnavailable
@@ -67,7 +69,7 @@ class Follower:
     """One app's view, kept up with its log from `start` until `close`.
 
     `open_view` opens the view's database, a new one if it has to; it is called again when the
-    database fails.
+    database fails. `decode` is codec.decode_event, or does the same.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Follower:
         log: Log,
         topic: Topic,
         open_view: Callable[[Topic], OpenView],
+        decode: Callable[[bytes], Event] = decode_event,
         *,
         hot_bytes_max: int,
         report: Callable[[FollowProgress], None] | None = None,
@@ -82,6 +85,7 @@ class Follower:
         self._log = log
         self.topic = topic
         self._open_view = open_view
+        self._decode = decode
         self._hot_bytes_max = hot_bytes_max
         self._report = report
         #: Held by the one thread that folds. It knows its holder, so that letting go of it after an
@@ -129,6 +133,7 @@ class Follower:
         writer = ViewWriter(
             self._opened.table,
             lambda key: self._log.partition_of(key, self.topic),
+            self._decode,
             hot_bytes_max=self._hot_bytes_max,
         )
         for partition, offset in self._repairs.begin.items():

@@ -50,18 +50,20 @@ _BASE_BYTES_PER_OPERATION: Final = 64
 class ViewWriter:
     """Folds records into a table. One thread at a time; the store's lock sees to that.
 
-    `partition_of` says where an instance belongs.
+    `partition_of` says where an instance belongs, and `decode` what a record's bytes mean.
     """
 
     def __init__(
         self,
         table: Table,
         partition_of: Callable[[bytes], int],
+        decode: Callable[[bytes], Event] = codec.decode_event,
         *,
         hot_bytes_max: int,
     ) -> None:
         self.table = table
         self._partition_of = partition_of
+        self._decode = decode
         self._hot_bytes_max = hot_bytes_max
         self._instances: OrderedDict[str, Instance] = OrderedDict()
         self._dirty: list[Instance] = []
@@ -190,7 +192,7 @@ class ViewWriter:
         except UnicodeDecodeError:
             return self._refuse(partition, offset, "foreign", "the key is not UTF-8")
         try:
-            event = codec.decode_event(value)
+            event = self._decode(value)
         except CorruptEvent as error:
             return self._refuse(partition, offset, "rejected", str(error))
         instance = self._instances.get(name)

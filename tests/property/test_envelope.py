@@ -8,6 +8,7 @@ but the schema file, writes and reads the same.
 from __future__ import annotations
 
 import io
+import tracemalloc
 from typing import Any
 
 import fastavro
@@ -16,9 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eventstore import envelope
-from eventstore.codec import decode_event, encode_event
+from eventstore.codec import RecentEvents, decode_event, encode_event
 from eventstore.errors import CorruptEvent, UnsupportedValue
-from eventstore.events import Event
+from eventstore.events import Event, Kind
 from tests.unit.test_codec import HEADER, PARSED, events, fastavro_body, to_record
 
 unhurried = settings(deadline=None)
@@ -56,6 +57,31 @@ def test_every_event_takes_the_short_way_both_ways(event: Event) -> None:
 
     assert body == fastavro_body(event)
     assert repr(envelope.read(body, 0)) == repr(event)
+
+
+@unhurried
+@given(st.lists(events, min_size=1, max_size=5))
+def test_who_has_written_events_reads_them_as_everybody_does(written: list[Event]) -> None:
+    recent = RecentEvents()
+
+    values = [recent.encode(event) for event in written]
+
+    assert [repr(recent.decode(value)) for value in values] == [
+        repr(decode_event(value)) for value in values
+    ]
+
+
+def test_events_that_were_written_long_ago_take_no_memory() -> None:
+    recent = RecentEvents()
+    body_bytes = 500
+
+    tracemalloc.start()
+    for number in range(50_000):
+        recent.encode(Event(Kind.DIFF, f"{number}", bytes(body_bytes)))
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert kept_bytes < 16 * 1024 * 1024, "of 50 MB"
 
 
 @unhurried
