@@ -8,6 +8,7 @@ by. Which update runs when, and what a failure means, is the business of the `pr
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,23 @@ def instance_fault(instance: object) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
+
+
+class Closings:
+    """Requests of one instance that were closed since this was made, and the failures of them."""
+
+    def __init__(self, instance: str) -> None:
+        self.closed: set[int] = set()
+        self.failures: dict[int, Folded] = {}
+        self._instance = instance
+
+    def note(self, folded: Sequence[Folded]) -> None:
+        """Take note of what the view has folded."""
+        for one in folded:
+            if one.closed and one.instance == self._instance:
+                self.closed.update(one.closed)
+                if one.event.kind == Kind.FAILURE:
+                    self.failures.update(dict.fromkeys(one.closed, one))
 
 
 class Processing:
@@ -280,6 +298,16 @@ class Processing:
     def head(self, instance: str) -> Head | None:
         """Return what is known of an instance without reading its fields."""
         return self._channel.steadily(lambda: self._head(instance)[1])
+
+    @contextlib.contextmanager
+    def closings(self, instance: str) -> Iterator[Closings]:
+        """Take note, until the end of the block, of what closes requests of an instance."""
+        closings = Closings(instance)
+        unwatch = self.watch(closings.note)
+        try:
+            yield closings
+        finally:
+            unwatch()
 
     # --- waiting for an answer --------------------------------------------------------------------
 

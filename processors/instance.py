@@ -618,23 +618,32 @@ class ComponentInstance:
         """
         self._refuse_inside_update()
         self._processing.catch_up(timeout_s)
-        names = {}
-        for row in self._processing.pending(self.instance_id):
-            update = self.component.find(row.request.name)
-            if update is not None and wanted(update.name) and row.request.due_ms is None:
-                names[row.request.sequence] = row.request.name
-        if not names:
-            return []
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        answers: dict[int, Entry] = {}
+        with self._processing.closings(self.instance_id) as closings:
+            names = {}
+            for row in self._processing.pending(self.instance_id):
+                update = self.component.find(row.request.name)
+                if update is not None and wanted(update.name) and row.request.due_ms is None:
+                    names[row.request.sequence] = row.request.name
+            if not names:
+                return []
+            with self._running_runner() as runner:
+                # The last is closed last, as a rule, and then nobody waits for the others.
+                for sequence in sorted(names, reverse=True):
+                    if sequence in closings.closed:
+                        continue
+                    left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    # By the runner, which can help: at the interpreter's exit no thread is left to.
+                    answers[sequence] = runner.closed(self.instance_id, sequence, left_s)
+        for sequence, folded in closings.failures.items():
+            if sequence in names:
+                answers[sequence] = self._processing.entry_of(folded)
         failures = []
-        with self._running_runner() as runner:
-            for sequence, name in names.items():
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                # By the runner, which can help: at the interpreter's exit no thread is left to.
-                answer = runner.closed(self.instance_id, sequence, left)
-                failure = failure_of(name, answer)
-                if failure is not None and answer.event.kind == Kind.FAILURE:
-                    failures.append(failure)
+        for sequence, answer in sorted(answers.items()):
+            failure = failure_of(names[sequence], answer)
+            if failure is not None and answer.event.kind == Kind.FAILURE:
+                failures.append(failure)
         return failures
 
     # --- state ----------------------------------------------------------------------------------
