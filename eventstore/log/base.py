@@ -148,7 +148,13 @@ class Log(ABC):
 
         As `append`, and they are stored together; but if their partition has a record with their
         key from there on when they are about to be written, none of them is, and the deliveries
-        fail with NewerRecord. Only a log whose `sees_newer` is set can see to that.
+        fail with NewerRecord. That may be said, too, of a writer that is far behind (1,000
+        records), and it is of one that is ahead of the log. Only a log whose `sees_newer` is set
+        can see to that.
+
+        Raises:
+            NotImplementedError: this log cannot; nothing was queued.
+            As for `append`.
         """
         raise NotImplementedError(f"{self.url} cannot see newer records")
 

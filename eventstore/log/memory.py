@@ -31,6 +31,12 @@ class _Stored:
         self.partitions: list[list[Record]] = [[] for _ in range(topic.partitions)]
         self.metadata: dict[str, object] = {}
 
+    def has_newer(self, append: Append, offset: int) -> bool:
+        """Whether a record of an append's key stands at or after an offset, or should."""
+        records = self.partitions[append.partition]
+        newer = (records[at].key for at in range(offset, len(records)))
+        return offset > len(records) or append.key in newer
+
 
 class _Storage:
     """What the logs of one name share."""
@@ -111,20 +117,18 @@ class MemoryLog(Log):
         self, topic: Topic, appends: Sequence[Append], offset_next: int
     ) -> None:
         """Store records unless one of their key came first; see `Log.append_unless_newer`."""
-        self._append(topic, appends, offset_next)
+        if appends:
+            self._append(topic, appends, offset_next)
 
     def _append(self, topic: Topic, appends: Sequence[Append], offset_next: int | None) -> None:
         stored = self._stored(topic)
         told: list[tuple[Append, int]] = []
         with self._storage.condition:
-            if offset_next is not None:
-                partition, key = appends[0].partition, appends[0].key
-                newer = islice(stored.partitions[partition], offset_next, None)
-                if any(record.key == key for record in newer):
-                    error = NewerRecord(f"{key!r} has a record from offset {offset_next} on")
-                    for append in appends:
-                        append.delivery.failed(error)
-                    return
+            if offset_next is not None and stored.has_newer(appends[0], offset_next):
+                error = f"{appends[0].key!r} has a newer record; nothing was written"
+                for append in appends:
+                    append.delivery.failed(NewerRecord(error))
+                return
             now_ms = time.time_ns() // 1_000_000
             for append in appends:
                 records = stored.partitions[append.partition]

@@ -201,7 +201,8 @@ class SqliteLog(Log):
         self, topic: Topic, appends: Sequence[Append], offset_next: int
     ) -> None:
         """Queue records unless one of their key came first; see `Log.append_unless_newer`."""
-        self._queue.append(self._resolve(topic).id, appends, offset_next)
+        if appends:
+            self._queue.append(self._resolve(topic).id, appends, offset_next)
 
     def drive(self, timeout_s: float | None) -> None:
         """Commit what is queued in this thread, or wait for the thread that does."""

@@ -51,16 +51,22 @@ class Told:
         return self.place
 
 
-def queue(log: Log, topic: Topic, *pairs: tuple[bytes, bytes]) -> list[Told]:
-    """Append pairs of key and value in one call; return their deliveries."""
+def queue(
+    log: Log, topic: Topic, *pairs: tuple[bytes, bytes], unless_newer: int | None = None
+) -> list[Told]:
+    """Append pairs of key and value in one call; return their deliveries.
+
+    With `unless_newer`, only if the log has nothing of their key from that offset on.
+    """
     told = [Told() for _ in pairs]
-    log.append(
-        topic,
-        [
-            Append(log.partition_of(key, topic), key, value, delivery)
-            for (key, value), delivery in zip(pairs, told, strict=True)
-        ],
-    )
+    appends = [
+        Append(log.partition_of(key, topic), key, value, delivery)
+        for (key, value), delivery in zip(pairs, told, strict=True)
+    ]
+    if unless_newer is None:
+        log.append(topic, appends)
+    else:
+        log.append_unless_newer(topic, appends, unless_newer)
     return told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from eventstore.errors import Closed, LogTruncated
-from eventstore.log.base import Append, Log, Topic
+from eventstore.log.base import Append, Log, NewerRecord, Topic
 from tests.contract.logs import DEADLINE_S, Told, eventually, queue, read_all, write
 
 # --- topics ---
@@ -255,6 +256,204 @@ def test_a_handle_opened_later_reads_everything(
     write(later, topic, (b"k", b"after"))
 
     assert [record.value for record in read_all(later, topic, partition)] == [b"before", b"after"]
+
+
+# --- appending unless something newer came ---
+
+
+#: For tests of logs that see newer records; the first test here says which do not.
+sees_newer = pytest.mark.parametrize("log_url", ["memory", "memory-4", "sqlite"], indirect=True)
+
+
+def end_of(log: Log, topic: Topic, key: bytes) -> int:
+    """Return the offset after the last record where records of this key stand."""
+    return log.offset_end(topic, log.partition_of(key, topic))
+
+
+def other_key(log: Log, topic: Topic, key: bytes) -> bytes:
+    """Return another key whose records stand in the same partition."""
+    partition = log.partition_of(key, topic)
+    others = (b"%s-%d" % (key, number) for number in itertools.count())
+    return next(other for other in others if log.partition_of(other, topic) == partition)
+
+
+def values_of(log: Log, topic: Topic, key: bytes) -> list[bytes | None]:
+    records = read_all(log, topic, log.partition_of(key, topic))
+    return [record.value for record in records if record.key == key]
+
+
+def test_a_log_says_whether_it_sees_newer_records(log: Log, topic: Topic) -> None:
+    if log.sees_newer:
+        [told] = queue(log, topic, (b"k", b"v"), unless_newer=0)
+        told.drive(log)
+    else:
+        with pytest.raises(NotImplementedError, match="cannot see newer records"):
+            queue(log, topic, (b"k", b"v"), unless_newer=0)
+
+    log.flush(DEADLINE_S)
+    assert values_of(log, topic, b"k") == ([b"v"] if log.sees_newer else [])
+
+
+@sees_newer
+def test_records_that_meet_nothing_newer_are_written_side_by_side(log: Log, topic: Topic) -> None:
+    write(log, topic, (b"k", b"older"))
+    end = end_of(log, topic, b"k")
+
+    told = queue(log, topic, (b"k", b"1"), (b"k", b"2"), unless_newer=end)
+    places = [delivery.drive(log) for delivery in told]
+
+    assert [offset for _, offset in places] == [end, end + 1]
+    assert values_of(log, topic, b"k") == [b"older", b"1", b"2"]
+
+
+@sees_newer
+@pytest.mark.parametrize("came_by", ["this handle", "another handle", "the same group commit"])
+def test_records_that_meet_a_newer_one_are_refused_together(
+    log: Log, topic: Topic, open_log_again: Callable[[], Log], came_by: str
+) -> None:
+    write(log, topic, (b"k", b"older"))
+    end = end_of(log, topic, b"k")
+    if came_by == "the same group commit":
+        queue(log, topic, (b"k", b"newer"))
+    else:
+        handle = log if came_by == "this handle" else open_log_again()
+        write(handle, topic, (b"k", b"newer"))
+
+    told = queue(log, topic, (b"k", b"1"), (b"k", b"2"), unless_newer=end)
+    log.flush(DEADLINE_S)
+
+    assert [type(delivery.error) for delivery in told] == [NewerRecord, NewerRecord]
+    assert [delivery.count for delivery in told] == [1, 1]
+    assert values_of(log, topic, b"k") == [b"older", b"newer"]
+
+
+@sees_newer
+def test_a_refusal_says_whose_record_is_newer(log: Log, topic: Topic) -> None:
+    write(log, topic, (b"k-7", b"newer"))
+
+    [told] = queue(log, topic, (b"k-7", b"v"), unless_newer=0)
+
+    with pytest.raises(NewerRecord, match="k-7"):
+        told.drive(log)
+
+
+@sees_newer
+def test_a_newer_record_of_another_key_does_not_matter(log: Log, topic: Topic) -> None:
+    end = end_of(log, topic, b"k")
+    other = other_key(log, topic, b"k")
+    write(log, topic, *((other, b"%d" % number) for number in range(20)))
+    queue(log, topic, (other, b"queued"))
+
+    [told] = queue(log, topic, (b"k", b"v"), unless_newer=end)
+
+    assert told.drive(log)[1] == end + 21
+
+
+@sees_newer
+def test_what_is_handed_over_behind_a_refused_append_has_the_next_offsets(
+    log: Log, topic: Topic
+) -> None:
+    key = b"k"
+    [(partition, first)] = write(log, topic, (key, b"older"))
+
+    # Handed over in one go, so that an embedded log writes them in one transaction.
+    before = queue(log, topic, (key, b"before"))
+    refused = queue(log, topic, (key, b"x"), (key, b"y"), unless_newer=first + 1)
+    after = queue(log, topic, (key, b"after"), (key, b"last"))
+    accepted = queue(log, topic, (other_key(log, topic, key), b"z"), unless_newer=0)
+    log.flush(DEADLINE_S)
+
+    assert [delivery.count for delivery in refused] == [1, 1]
+    assert all(isinstance(delivery.error, NewerRecord) for delivery in refused)
+    places = [delivery.place for delivery in (*before, *after, *accepted)]
+    assert places == [(partition, first + step) for step in range(1, 5)]
+    values = [record.value for record in read_all(log, topic, partition)]
+    assert values == [b"older", b"before", b"after", b"last", b"z"]
+
+
+@sees_newer
+def test_of_two_that_count_on_the_same_end_one_is_written(
+    log: Log, topic: Topic, open_log_again: Callable[[], Log]
+) -> None:
+    logs = [log, open_log_again()]
+    writers, rounds = 4, 25
+
+    def race(writer: int) -> int:
+        log, won = logs[writer % 2], 0
+        for number in range(rounds):
+            barrier.wait(DEADLINE_S)
+            end = end_of(log, topic, b"k")
+            barrier.wait(DEADLINE_S)
+            told = queue(log, topic, (b"k", b"%d" % number), (b"k", b"!"), unless_newer=end)
+            try:
+                told[-1].drive(log)
+                won += 1
+            except NewerRecord:
+                pass
+        return won
+
+    barrier = threading.Barrier(writers)
+    with ThreadPoolExecutor(writers) as pool:
+        wins = list(pool.map(race, range(writers)))
+
+    assert sum(wins) == rounds
+    expected = [value for number in range(rounds) for value in (b"%d" % number, b"!")]
+    assert values_of(log, topic, b"k") == expected
+
+
+@sees_newer
+def test_a_newer_record_is_seen_behind_many_of_another_key(log: Log, topic: Topic) -> None:
+    other = other_key(log, topic, b"k")
+    for number in (900, 1_500):
+        end = end_of(log, topic, b"k")
+        write(log, topic, (b"k", b"newer"), *([(other, b"v")] * number))
+
+        [told] = queue(log, topic, (b"k", b"lost"), unless_newer=end)
+
+        with pytest.raises(NewerRecord):
+            told.drive(log)
+
+
+@pytest.mark.parametrize("log_url", ["sqlite"], indirect=True)
+def test_a_writer_that_is_far_behind_is_refused_without_a_look(log: Log, topic: Topic) -> None:
+    write(log, topic, *([(b"other", b"v")] * 1_001))
+
+    [near] = queue(log, topic, (b"near", b"v"), unless_newer=1)
+    near.drive(log)
+    [far] = queue(log, topic, (b"far", b"v"), unless_newer=1)
+
+    with pytest.raises(NewerRecord):
+        far.drive(log)
+    assert near.place == (0, 1_001)
+
+
+@sees_newer
+def test_an_offset_behind_the_end_counts_on_another_log_and_is_refused(
+    log: Log, topic: Topic
+) -> None:
+    write(log, topic, (b"k", b"v"))
+
+    [told] = queue(log, topic, (b"k", b"lost"), unless_newer=99)
+
+    with pytest.raises(NewerRecord):
+        told.drive(log)
+    assert values_of(log, topic, b"k") == [b"v"]
+
+
+@sees_newer
+def test_nothing_appended_unless_newer_is_nothing(log: Log, topic: Topic) -> None:
+    assert queue(log, topic, unless_newer=0) == []
+
+    write(log, topic, (b"k", b"v"))
+    assert values_of(log, topic, b"k") == [b"v"]
+
+
+@sees_newer
+def test_a_closed_log_takes_nothing_that_depends_on_what_is_newer(log: Log, topic: Topic) -> None:
+    log.close()
+
+    with pytest.raises(Closed):
+        queue(log, topic, (b"k", b"v"), unless_newer=0)
 
 
 # --- waiting ---
