@@ -158,6 +158,8 @@ class SqliteWriter:
     def _note_wal_frames(self, connection: apsw.Connection, database: str, frames: int) -> int:
         if frames < self._wal_frames:  # it started again from the beginning
             self._checkpoint_at_frames = _CHECKPOINT_FRAMES
+            # Another process that ended may have cut it to nothing.
+            self._has_grown = False
         self._wal_frames = frames
         return apsw.SQLITE_OK
 
@@ -174,19 +176,21 @@ class SqliteWriter:
         try:
             cache_size = connection.pragma("cache_size")
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                connection.pragma("cache_size", 10)
-                connection.execute(
-                    "CREATE TABLE growth (bytes BLOB); INSERT INTO growth VALUES (zeroblob(?))",
-                    (missing,),
-                )
-            finally:
-                connection.execute("ROLLBACK")
-                connection.pragma("cache_size", cache_size)
-        except apsw.Error as error:
+            connection.pragma("cache_size", 10)
+            connection.execute(
+                "CREATE TABLE growth (bytes BLOB); INSERT INTO growth VALUES (zeroblob(?))",
+                (missing,),
+            )
+            fault_point("log.growth.inside")
+            connection.execute("ROLLBACK")
+            connection.pragma("cache_size", cache_size)
+        except BaseException as error:
+            # A transaction that stayed open would keep every process from writing.
+            self._disconnect()
+            if not isinstance(error, apsw.Error):
+                raise  # Ctrl-C
             # A disk that is nearly full, say: then each commit pays for its own.
             logger.debug("%s: the WAL did not grow: %s", self._file.path, error)
-            self._disconnect()
 
     def _checkpoint(self, connection: apsw.Connection) -> None:
         """Copy the WAL into the database. A passive checkpoint does not wait for readers."""

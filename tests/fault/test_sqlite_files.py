@@ -18,7 +18,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from eventstore import EventStore
+from eventstore import EventStore, testing
 from eventstore.config import Config
 from eventstore.errors import ConfigError, EventStoreError, LogUnavailable, OutcomeUnknown
 from eventstore.history.verify import verify_app
@@ -348,6 +348,33 @@ def test_a_full_disk_refuses_whole_commits_and_then_takes_them_again(
     assert "disk is full" in str(told[0].error)
     log.close()
     assert [record.value for record in check_log(tmp_path, [])] == [b"before", b"after"]
+
+
+@pytest.mark.parametrize("fault", ["full", "write"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_on_which_the_write_ahead_log_cannot_grow_fails_no_commit(
+    tmp_path: Path,
+    log: SqliteLog,
+    topic: Topic,
+    disk: FaultyDisk,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def only_between_commits(point: str) -> None:
+        if point in ("log.acknowledged", "log.commit.before"):
+            disk.fail = fault if point == "log.acknowledged" else None
+
+    monkeypatch.setattr(testing, "on_fault_point", only_between_commits)
+
+    for number in range(100):
+        write(log, topic, (b"k", b"%d" % number))
+    wal_bytes = (tmp_path / "log.sqlite-wal").stat().st_size
+
+    monkeypatch.undo()
+    disk.fail = None
+    log.close()
+    assert wal_bytes < 1_000_000
+    assert len(check_log(tmp_path, [])) == 101
 
 
 FILL_A_DISK = """
