@@ -274,7 +274,7 @@ class Answering:
             # One that was refused, and waits for the rest of its row, must not wait again.
             lane.refused = [one for one in lane.refused if one.sequence != cause]
             if ours is None:
-                if cause == lane.expected and _is_ours(lane, folded.event):
+                if cause == lane.expected and kind == Kind.DIFF and _is_ours(lane, folded.event):
                     lane.expected_answer = folded
                     counts.applied += 1
                 continue
@@ -313,6 +313,9 @@ class Answering:
         event = folded.event
         assert event.answer is not None
         ours = lane.in_flight.get(event.answer.cause)
+        expected = lane.waiting.get(event.answer.cause)
+        if expected is not None and expected.sequence == lane.expected and _is_ours(lane, event):
+            _refused_at_once(expected, folded)
         if ours is None or not event.answer.closes or not _is_ours(lane, event):
             return  # of another runner, or of an earlier row of ours
         del lane.in_flight[event.answer.cause]
@@ -326,10 +329,21 @@ class Answering:
             return  # only the first was refused on its own account, and the rest fall with it
         lane.is_broken = True
         if folded.verdict == Verdict.REJECTED:
-            ours.rejection = f"its answer did not fit the state at version {folded.version}"
+            ours.rejection = _misfit(folded)
         elif folded.verdict == Verdict.CONFLICT:
             ours.conflicts += 1
             self._board.counts.conflicts += 1
+
+
+def _refused_at_once(one: Waiting, folded: Folded) -> None:
+    """Take note of an answer that was written with its request, and did not count."""
+    one.runs += 1
+    if folded.verdict == Verdict.REJECTED:
+        one.rejection = _misfit(folded)
+
+
+def _misfit(folded: Folded) -> str:
+    return f"its answer did not fit the state at version {folded.version}"
 
 
 def _is_ours(lane: Lane, event: Event) -> bool:
