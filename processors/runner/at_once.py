@@ -15,7 +15,7 @@ effects, has its request on the disk first.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from eventstore import Diff, EventTooLarge
 from eventstore.events import Event
@@ -32,6 +32,10 @@ from processors.runner.run import Run
 from processors.runner.turns import Turns
 
 __all__ = ["AtOnce", "Done"]
+
+#: An update whose records were refused so many times in a row is tried at once again after at most
+#: this many runs in the usual way.
+_USUAL_RUNS_MAX: Final = 63
 
 
 class Done(NamedTuple):
@@ -60,6 +64,9 @@ class AtOnce:
         self._handlers = handlers
         self._answering = answering
         self._has_hooks = has_hooks(component)
+        #: update -> how often it was refused in a row, and how often it runs as usual from now on.
+        self._refusals: dict[str, int] = {}
+        self._usual_runs: dict[str, int] = {}
 
     def is_for(self, update: Update) -> bool:
         """Whether an update can be run so: a quick plain one, which needs no request yet."""
@@ -71,7 +78,24 @@ class AtOnce:
             and self._handlers.is_quick(update)
             and not self._handlers.is_for_process(update)
             and self._processing.sees_newer
+            and not self._runs_as_usual(update)
         )
+
+    def _runs_as_usual(self, update: Update) -> bool:
+        """Whether an update is to run as usual this time, because it was refused of late."""
+        left = self._usual_runs.get(update.name, 0)
+        if left:
+            self._usual_runs[update.name] = left - 1
+        return left > 0
+
+    def _was_refused(self, update: Update) -> None:
+        """Let an update run as usual for a while: others keep writing to its instances.
+
+        Or it does so itself, by a store that it knows: it would run twice each time.
+        """
+        refusals = self._refusals.get(update.name, 0) + 1
+        self._refusals[update.name] = refusals
+        self._usual_runs[update.name] = min(2 ** min(refusals, 30) - 1, _USUAL_RUNS_MAX)
 
     def run(self, lane: Lane, update: Update, request: Event) -> Done | None:
         """Run an update in a lane that was taken and is at rest; None with nothing written.
@@ -97,13 +121,18 @@ class AtOnce:
         with self._board.mutex:
             lane.expected = one.sequence
         diff, error = self._handlers.diff_of(run, *self._handlers.call(run))
+        fault_point("processor.handler.after")
         try:
             if diff is not None:
-                return self._answered(run, diff, offset_next)
-            assert error is not None
-            return self._raised(run, error, offset_next)
+                done = self._answered(run, diff, offset_next)
+            else:
+                assert error is not None
+                done = self._raised(run, error, offset_next)
         except NewerRecord:
+            self._was_refused(update)
             return None  # it runs again when its turn has come
+        self._refusals.pop(update.name, None)
+        return done
 
     def _answered(self, run: Run, diff: Diff, offset_next: int) -> Done:
         """Append a request with its answer."""
@@ -134,5 +163,6 @@ class AtOnce:
         if one is not None:  # the shard is still ours
             one.runs = run.one.runs
             run.one = one
-            self._answering.raised(run, error)
+            # As in a turn: where the log cannot be used now, the request runs again.
+            self._board.attempt(lane, lambda: self._answering.raised(run, error))
         return Done(sequence, None)

@@ -60,6 +60,8 @@ class Turns:
         self._begins_alone = begins_alone(component)
         #: Instances that are known to have their first state.
         self._begun: set[str] = set()
+        #: How many resets this process has heard of.
+        self._resets = 0
         self._unknown_wait_s = unknown_wait_s
         #: Given once it is made: the two need one another.
         self.handlers: Handlers | None = None
@@ -145,15 +147,20 @@ class Turns:
         """Whether an instance has its first state, or needs none; asks the view once."""
         if not self._begins_alone or lane.instance in self._begun:
             return True
+        resets = self._resets
         if not has_begun(self._processing, lane.instance):
             return False
-        if len(self._begun) >= _BEGUN_MAX:
-            self._begun.clear()
-        self._begun.add(lane.instance)
+        with self._board.mutex:
+            if len(self._begun) >= _BEGUN_MAX:
+                self._begun.clear()
+            # A reset that came while the view was asked must not be forgotten again.
+            if self._resets == resets:
+                self._begun.add(lane.instance)
         return True
 
     def was_reset(self, instance: str) -> None:
-        """Look again whether an instance has its first state."""
+        """Look again whether an instance has its first state. The board's lock is held."""
+        self._resets += 1
         self._begun.discard(instance)
 
     def _begin(self, lane: Lane, one: Waiting) -> bool:
