@@ -82,26 +82,29 @@ def _malformed(event: Event) -> str | None:
 
     Anybody may produce, and one event that no reader can store would stop them all.
     """
-    guard, answer, source, effect = event.guard, event.answer, event.source, event.effect
-    lane = "" if event.request is None else event.request.lane
-    chain = "-" if guard is None or guard.chain is None else guard.chain
-    if not chain:
+    request, guard, answer = event.request, event.guard, event.answer
+    source, effect = event.source, event.effect
+    chain = None if guard is None else guard.chain
+    if chain == "":
         return "a chain without a name"
-    identity = "" if source is None else source.id
-    for what, text in (
-        ("name", event.name),
-        ("lane", lane),
-        ("chain", chain),
-        ("source", identity),
-    ):
-        if len(text) > ID_CHARACTERS_MAX:
-            return f"its {what} has {len(text)} characters; at most {ID_CHARACTERS_MAX}"
-    numbers = [0 if answer is None else answer.cause, 0 if effect is None else effect.call_index]
+    if len(event.name) > ID_CHARACTERS_MAX:
+        return _too_long("name", event.name)
+    if request is not None and len(request.lane) > ID_CHARACTERS_MAX:
+        return _too_long("lane", request.lane)
+    if chain is not None and len(chain) > ID_CHARACTERS_MAX:
+        return _too_long("chain", chain)
+    number = 0 if answer is None else answer.cause
     if source is not None:
-        numbers += source.number
-    if min(numbers) < 0:
-        return f"a sequence or an index below 0: {min(numbers)}"
-    return None
+        if len(source.id) > ID_CHARACTERS_MAX:
+            return _too_long("source", source.id)
+        number = min(number, *source.number)
+    if effect is not None:
+        number = min(number, effect.call_index)
+    return f"a sequence or an index below 0: {number}" if number < 0 else None
+
+
+def _too_long(what: str, text: str) -> str:
+    return f"its {what} has {len(text)} characters; at most {ID_CHARACTERS_MAX}"
 
 
 # --- once ----------------------------------------------------------------------------------------

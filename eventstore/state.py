@@ -13,6 +13,7 @@ a key, asking `in`, and comparing observe a field; iterating, `len` and `dict(st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, NoReturn, Protocol
 
 import orjson
@@ -79,19 +80,21 @@ class _After:
 
     __slots__ = ("_base", "_operations")
 
-    def __init__(self, source: Source, diff: Diff) -> None:
+    def __init__(self, source: Source, diffs: Sequence[Diff]) -> None:
         self._base: Source = source
-        operations = {}
+        self._operations: dict[str, list[list[Any]]]
+        operations: dict[str, list[list[Any]]] = {}
         if isinstance(source, _After):
-            self._base, operations = source._base, source._operations.copy()
-        for operation in diff.to_json():
+            self._base = source._base
+            operations = {name: list(earlier) for name, earlier in source._operations.items()}
+        for operation in chain.from_iterable(diff.to_json() for diff in diffs):
             target = operation[1]
             name = target if isinstance(target, str) else target[0]
             if name == target and operation[0] in ("set", "delete"):
                 operations[name] = [operation]
             else:
-                operations[name] = [*operations.get(name, ()), operation]
-        self._operations: dict[str, list[list[Any]]] = operations
+                operations.setdefault(name, []).append(operation)
+        self._operations = operations
 
     def value(self, name: str) -> object:
         if name not in self._operations:
@@ -399,14 +402,14 @@ class State(Mapping[str, Any]):
         """Set all fields that `other` has."""
         return self._with(Diff(dict(other)))
 
-    def after(self, diff: Diff) -> State:
-        """Return the state that this one becomes when a diff that is known to fit counts.
+    def after(self, *diffs: Diff) -> State:
+        """Return the state that this one becomes when diffs that are known to fit count.
 
         It is a state as if it had been read so: nothing is read from it yet, and `diff` is empty.
         Whoever is given one in a row of them sees nothing of what another did to a value in place.
         """
         state = State.__new__(State)
-        state._source = _After(self._source, diff) if len(diff) else self._source
+        state._source = _After(self._source, diffs)
         state._diff, state._keys = self._diff, self._keys
         state._shared, state._memo, state._observed = {}, {}, set()
         state._build = self._build

@@ -31,7 +31,7 @@ class Properties(dict[str, Any]):
         """
         if props is None:
             props = {}
-        if not isinstance(props, Mapping):
+        if type(props) is not dict and not isinstance(props, Mapping):
             raise TypeError(f"props must be a dict of names and values, not {props!r:.80}")
         super().__init__(props)
         for name in self:

@@ -100,23 +100,29 @@ def diff_of(component: Component, update: Update, state: State, given: Any, resu
         TypeError: it returned something that is no change; the message names the function.
         UnsupportedValue, InvalidDiff: a value cannot be stored, or operations fit no state.
     """
-    what = f"update {update.name} of component {component.name}"
     try:
+        if type(result) is dict:  # of all results the usual one
+            return changes_of(component, state, given, result)
         if result is None or result is given:
             return Diff()
         if isinstance(result, Diff):
             return _applied(component, state, given, result)
         if isinstance(result, State):
-            return _applied(component, state, given, _made_to(state, result, what))
+            made = _made_to(state, result, _named(component, update))
+            return _applied(component, state, given, made)
         if isinstance(result, Mapping):
             return changes_of(component, state, given, result)
     except Exception as error:
-        error.add_note(f"of what {what} returned; nothing was written")
+        error.add_note(f"of what {_named(component, update)} returned; nothing was written")
         raise
     raise TypeError(
-        f"{what} returned {_shown(result)}; an update returns a dict of fields to set, a Diff or a"
-        " State, or None for no change. Nothing was written"
+        f"{_named(component, update)} returned {_shown(result)}; an update returns a dict of fields"
+        " to set, a Diff or a State, or None for no change. Nothing was written"
     )
+
+
+def _named(component: Component, update: Update) -> str:
+    return f"update {update.name} of component {component.name}"
 
 
 def changes_of(component: Component, state: State, given: Any, fields: Mapping[str, Any]) -> Diff:

@@ -311,7 +311,7 @@ class Board:
         if lane.not_before_s > now_s:
             self.later(lane, lane.not_before_s - now_s)
             return None
-        one = lane.next(self.clock.now_ms())
+        one = lane.next(self.clock.now_ms() if lane.delayed else 0)
         if one is None:
             due_ms = lane.due_ms()
             if due_ms is not None:

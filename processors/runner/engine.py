@@ -551,11 +551,11 @@ class Runner:
         """Take note of what the view has folded. Called under the view's lock."""
         board = self._board
         with board.mutex:
-            if board.is_stopped:
+            if board.is_stopped or not folded:
                 return
             touched: dict[str, Lane] = {}
+            board.clock.seen(max(one.appended_ms for one in folded))
             for one in folded:
-                board.clock.seen(one.appended_ms)
                 if one.event.kind == Kind.RESET:
                     self._turns.was_reset(one.instance)
                 lane = board.lanes.get(one.instance)

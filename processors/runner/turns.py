@@ -258,9 +258,7 @@ class Turns:
                 version = lane.folded_version
                 diffs = [ours.diff for ours in lane.in_flight.values() if ours.diff is not None]
             state = self._processing.state_at(lane.instance, version)
-            for diff in diffs:
-                state = state.after(diff)
-            session.base, session.state = version, state
+            session.base, session.state = version, state.after(*diffs)
         lane.session, lane.chain = session, session.chain
         return session
 
