@@ -251,7 +251,7 @@ class Answering:
         with board.mutex:
             if lane.in_flight.pop(one.sequence, None) is None or board.is_stopped:
                 return
-            if not lane.is_broken:
+            if not lane.is_broken and board.is_news_of_trouble():
                 logger.warning(
                     "%s/%s: the answer to request %s was not appended: %s; it runs again",
                     board.name, lane.instance, one.sequence, error,

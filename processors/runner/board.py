@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -35,6 +36,10 @@ logger: Final = logging.getLogger("processors.runner")
 IN_FLIGHT_MAX: Final = 256
 #: How long a lane waits when the log cannot be written.
 UNAVAILABLE_WAIT_S: Final = 0.5
+#: The longest wait of a lane whose turns end by a fault of ours, again and again.
+_FAULT_WAIT_S_MAX: Final = 30.0
+#: That the log cannot be written is said once in so long, however many lanes wait for it.
+_TROUBLE_INTERVAL_S: Final = 30.0
 #: A thread that is at one handler for so long is held up: another one takes what is ready.
 _STUCK_S: Final = 0.002
 _CONFLICT_BACKOFF_S: Final = 0.005
@@ -106,6 +111,7 @@ class Board:
         self._written_off: set[int] = set()
         self._looks_for_stuck = False
         self._reserved: dict[str, int] = {}
+        self._trouble_said_s = -math.inf
 
     # --- without the lock held --------------------------------------------------------------------
 
@@ -126,21 +132,36 @@ class Board:
     def attempt(self, lane: Lane, act: Callable[[], _T]) -> _T | None:
         """Do something for a lane; what cannot be done now is done when its request runs again."""
         try:
-            return act()
+            done = act()
         except Closed:
             with self.mutex:
                 lane.is_lost = True
         except BaseException as error:
+            wait_s = UNAVAILABLE_WAIT_S
             if isinstance(error, LogUnavailable):
-                logger.warning("%s/%s waits: %s", self.name, lane.instance, error)
+                if self.is_news_of_trouble():
+                    logger.warning("%s/%s waits: %s", self.name, lane.instance, error)
             elif isinstance(error, Exception):
                 logger.exception("%s/%s: a turn failed", self.name, lane.instance)
+                wait_s = min(wait_s * 2.0 ** min(lane.faults, 20), _FAULT_WAIT_S_MAX)
+                lane.faults += 1
             with self.mutex:
                 lane.break_row()
-                self.pause(lane, UNAVAILABLE_WAIT_S)
+                self.pause(lane, wait_s)
             if not isinstance(error, Exception):
                 raise  # Ctrl-C, in the thread of a caller that runs the lane
+        else:
+            lane.faults = 0
+            return done
         return None
+
+    def is_news_of_trouble(self) -> bool:
+        """Whether it was not said lately that the log cannot be written."""
+        now_s = time.monotonic()
+        if now_s < self._trouble_said_s + _TROUBLE_INTERVAL_S:
+            return False
+        self._trouble_said_s = now_s
+        return True
 
     def let_go(self, lane: Lane) -> None:
         """Give a lane back that was taken."""

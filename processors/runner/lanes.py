@@ -94,6 +94,8 @@ class Lane:
     is_taken_over: bool = False
     #: Not before this moment (time.monotonic()): a retry backs off.
     not_before_s: float = 0.0
+    #: Turns in a row that ended by a fault that is no handler's.
+    faults: int = 0
     session: Session | None = None
     #: The chain of the newest session, which answers in flight are of.
     chain: str | None = None

@@ -892,6 +892,33 @@ def test_a_log_that_is_away_while_an_effect_is_recorded_is_waited_for(
     assert dict(app.get("i")) == {"receipt": "receipt", "done": True}
 
 
+def test_that_the_log_is_away_is_said_once_however_many_instances_wait_for_it(
+    store: EventStore,
+    run: Callable[..., Runner],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = store.app("log")
+    runner = run(log_component())
+    send = runner.processing.send
+    refused: set[str] = set()
+
+    def failing(events: Any) -> Any:
+        [(instance, event)] = events
+        if event.kind == Kind.DIFF and instance not in refused:
+            refused.add(instance)
+            raise LogUnavailable("the disk is full")
+        return send(events)
+
+    monkeypatch.setattr(runner.processing, "send", failing)
+    receipts = [app.request(f"i{n}", "b/note", {"n": n}) for n in range(30)]
+    runner.complete(receipts, WAIT_S)
+
+    assert len(refused) == 30
+    said = [record for record in caplog.records if "the disk is full" in record.getMessage()]
+    assert len(said) == 1
+
+
 def test_equal_calls_of_one_run_are_effects_of_their_own_and_other_arguments_another(
     store: EventStore, run: Callable[..., Runner]
 ) -> None:
