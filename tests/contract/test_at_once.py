@@ -22,17 +22,19 @@ import pytest
 from eventstore import (
     Config,
     Diff,
+    Event,
     EventStore,
     EventTooLarge,
     Kind,
     LogUnavailable,
+    ReadTimeout,
     State,
     Verdict,
     codec,
     testing,
 )
 from eventstore.history.verify import verify_app
-from eventstore.processing import Processing
+from eventstore.processing import NewerRecord, Processing
 from processors import (
     Component,
     ComponentInstance,
@@ -596,6 +598,25 @@ def test_a_refusal_is_no_failure_of_any_later_call(
 
     store.flush(WAIT_S)
     assert instance.read_state("count") == 105
+
+
+@pytest.mark.parametrize("open_store", ["sqlite"], indirect=True)
+def test_who_does_not_wait_to_the_end_for_what_is_refused_hears_of_it_in_no_later_call(
+    store: EventStore,
+) -> None:
+    app = store.app("counter")
+    app.append("i", {"count": 1}).result()
+    processing = Processing(app)
+
+    receipts = processing.send_unless_newer("i", [Event(Kind.NOTE, "late")], 0)
+    with pytest.raises(ReadTimeout):
+        receipts[0].result(timeout_s=0)
+    store.flush(WAIT_S)
+
+    app.append("i", {"count": 2}).result()
+    assert app.get("i", "count") == 2
+    with pytest.raises(NewerRecord):
+        receipts[0].result()
 
 
 def test_an_instance_that_was_cleared_begins_again_before_its_next_update(
