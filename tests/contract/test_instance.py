@@ -1025,12 +1025,14 @@ def test_an_update_sees_what_was_written_while_it_ran(
 
 
 @pytest.fixture
-def database() -> Component:
+def database() -> Iterator[Component]:
     component = Component("Database")
+    connections: list[sqlite3.Connection] = []
 
     def connected() -> sqlite3.Connection:
         connection = sqlite3.connect(":memory:", check_same_thread=False)
         connection.execute("create table users (name text)")
+        connections.append(connection)
         return connection
 
     @component.init_state
@@ -1054,7 +1056,9 @@ def database() -> Component:
         state["connection"].execute("insert into users values (?)", (props["name"],))
         return {"fits": state["fits"] + 1}
 
-    return component
+    yield component
+    for connection in connections:
+        connection.close()
 
 
 def test_a_value_that_cannot_be_stored_stays_usable_in_the_process_that_made_it(
