@@ -406,6 +406,8 @@ class Channel:
     def _entry_at(self, receipt: Receipt, timeout_s: float) -> Entry:
         follower = self.opened()
         follower.wait_for({receipt.partition: receipt.offset}, timeout_s)
+        if follower.behind:
+            follower.recover(timeout_s)
         head = follower.reader.head(receipt.instance)
         assert head is not None
         sequence = follower.reader.sequence_end_at_offset(head, receipt.offset) - 1

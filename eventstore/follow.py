@@ -488,10 +488,12 @@ class Follower:
         self._use(self._open_view(self.topic))
 
     def _remember_seen(self) -> None:
-        self.openings += 1  # first: whoever read before it looks again (Channel.steadily)
+        # In this order: who begins to read now waits for the new one, and who has begun, with the
+        # number of openings that he knew, looks again (Channel.steadily).
+        self.behind = True
+        self.openings += 1
         for partition, offset in self.offsets_next.items():
             self._seen[partition] = max(offset, self._seen.get(partition, 0))
-        self.behind = True
 
     def _publish(self) -> None:
         records = sum(self._writer.progress(p).records for p in self.offsets_next)

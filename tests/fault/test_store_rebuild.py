@@ -1,15 +1,20 @@
 """Reading while the view is rebuilt shows neither the rebuild nor what it has not got to yet.
 
-Method: threads read, commit and ask for verdicts without a pause while another one rebuilds.
+Method: threads read, commit and ask for verdicts without a pause while another one rebuilds; and
+one asks at the very moment when the old database is closed and the new one has nothing.
 """
 
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from eventstore import Conflict, EventStore, Verdict
+import pytest
+
+from eventstore import App, Conflict, Entry, EventStore, Position, Receipt, State, Verdict
+from tests.contract.logs import DEADLINE_S, eventually
 
 REBUILDS = 15
 INSTANCES = 300
@@ -50,3 +55,42 @@ def test_nobody_who_reads_sees_a_rebuild(tmp_path: Path) -> None:
             finally:
                 done.set()
             assert all(count.result() for count in counts)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda app, receipt: receipt.entry(DEADLINE_S),
+        lambda app, receipt: receipt.verdict(DEADLINE_S),
+        lambda app, receipt: app.get("o", timeout_s=DEADLINE_S),
+    ],
+    ids=["entry", "verdict", "get"],
+)
+def test_who_asks_when_the_old_view_is_closed_waits_for_the_new_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[App, Receipt], Entry | Verdict | State | Position],
+) -> None:
+    with EventStore(tmp_path) as store, ThreadPoolExecutor(1) as thread:
+        app = store.app("orders")
+        receipt = app.append("o", {"number": 1})
+        before = ask(app, receipt)
+        follower = app._channel._follower
+        assert follower is not None
+        begin_anew, recover = follower._opened.begin_anew, follower.recover
+        waits, answers = threading.Event(), list[Future[object]]()
+
+        def ask_in_the_midst(reason: str) -> None:
+            begin_anew(reason)
+            answers.append(thread.submit(ask, app, receipt))
+            assert eventually(lambda: waits.is_set() or answers[0].done())
+
+        def wait_for_the_new_one(timeout_s: float) -> None:
+            waits.set()
+            recover(timeout_s)
+
+        monkeypatch.setattr(follower._opened, "begin_anew", ask_in_the_midst)
+        monkeypatch.setattr(follower, "recover", wait_for_the_new_one)
+        app.rebuild_view()
+
+        assert answers[0].result(DEADLINE_S) == before
