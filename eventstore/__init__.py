@@ -21,6 +21,7 @@ from eventstore.errors import __all__ as _ERRORS
 # A name is imported when somebody first asks for it: pydantic and the rest take 150 ms, and
 # `eventstore --help` or a program that only catches our errors needs none of them.
 if TYPE_CHECKING:
+    from eventstore.app import App
     from eventstore.config import Config
     from eventstore.diff import Diff, apply, diff_between
     from eventstore.errors import (
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from eventstore.history.copy import CopyProgress, CopyReport, copy_app
     from eventstore.receipts import Receipt
     from eventstore.state import State
-    from eventstore.store import App, EventStore
+    from eventstore.store import EventStore
     from eventstore.values import register
 
 __all__ = [
@@ -101,7 +102,7 @@ _HOMES: Final = {
         ("Discard", "Entry", "Event", "Guard", "Kind", "Position", "Verdict"), "events"
     ),
     **dict.fromkeys(("CopyProgress", "CopyReport", "copy_app"), "history.copy"),
-    "App": "store",
+    "App": "app",
     "Config": "config",
     "Diff": "diff",
     "EventStore": "store",

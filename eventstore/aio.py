@@ -1,4 +1,4 @@
-"""The same store for asyncio: a thin layer over store.py, with no logic of its own.
+"""The same store for asyncio: a thin layer over store.py and app.py, with no logic of its own.
 
 Calls that may wait run in a thread of this store's pool; `get` and `exists` answer at once, on the
 loop, when nothing has to be waited for. Receipts are awaitable on any loop as they are.
@@ -20,7 +20,8 @@ from eventstore.state import State
 from eventstore.view.reader import PendingRow, RefusedRow
 
 if TYPE_CHECKING:
-    from eventstore.store import App, EventStore
+    from eventstore.app import App
+    from eventstore.store import EventStore
 
 __all__ = ["AsyncApp", "AsyncEventStore"]
 

@@ -1,4 +1,4 @@
-"""Following: keeps one app's view up with its log. With store.py, where log and view meet.
+"""Following: keeps one app's view up with its log. With channel.py, where log and view meet.
 
 A daemon thread folds what arrives. A reader that waits for a position does not wait for that
 thread: it folds in its own, so that reading one's own write costs no thread switch. One lock sees

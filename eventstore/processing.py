@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from eventstore.app import App
 from eventstore.channel import Channel, as_entry, instance_key
 from eventstore.errors import ConfigError, InstanceNotFound, ReadTimeout
 from eventstore.events import Entry, Event, Kind, Position, Verdict
@@ -21,7 +22,6 @@ from eventstore.log.base import NewerRecord, Ownership
 from eventstore.receipts import Receipt
 from eventstore.rows import Folded, Pending
 from eventstore.state import State
-from eventstore.store import App
 from eventstore.view.reader import Head, PendingRow, ViewReader
 
 __all__ = [

@@ -17,9 +17,9 @@ from eventstore.cli.writing import EVENT_OPTIONS, check_event_options
 from eventstore.errors import EventStoreError
 
 if TYPE_CHECKING:
+    from eventstore.app import App
     from eventstore.events import Position
     from eventstore.receipts import Receipt
-    from eventstore.store import App
 
 __all__ = ["COMMANDS"]
 

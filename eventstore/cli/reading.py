@@ -32,10 +32,11 @@ from eventstore.cli.session import (
 )
 
 if TYPE_CHECKING:
+    from eventstore.app import App
     from eventstore.events import Entry, Position
     from eventstore.log.base import Topic
     from eventstore.state import State
-    from eventstore.store import App, EventStore
+    from eventstore.store import EventStore
     from eventstore.view.reader import PendingRow
 
 __all__ = ["COMMANDS"]

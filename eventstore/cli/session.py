@@ -13,9 +13,10 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from eventstore.app import App
     from eventstore.follow import FollowProgress
     from eventstore.log.base import Topic
-    from eventstore.store import App, EventStore
+    from eventstore.store import EventStore
 
 __all__ = [
     "Session",

@@ -33,7 +33,8 @@ from eventstore.receipts import Receipt
 from eventstore.testing import fault_point
 
 if TYPE_CHECKING:
-    from eventstore.store import App, EventStore
+    from eventstore.app import App
+    from eventstore.store import EventStore
     from eventstore.view.reader import HistoryRow, ViewReader
 
 __all__ = ["CopyProgress", "CopyReport", "copy_app"]

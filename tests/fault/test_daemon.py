@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from eventstore import EventStore
-from eventstore.store import App
+from eventstore.app import App
 from processors.notices import NoticeBoard
 from tests.fault.daemon_processes import COMPONENT, DaemonProcess, wait_for
 

@@ -23,9 +23,9 @@ import pytest
 
 import eventstore
 from eventstore import EventStore
+from eventstore.app import App
 from eventstore.errors import LogUnavailable
 from eventstore.history.verify import verify_app
-from eventstore.store import App
 
 DEADLINE_S = 10.0
 #: Far above what one call has.

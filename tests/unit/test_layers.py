@@ -18,9 +18,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-#: The one place where log and view meet: the store, and what keeps its view up with its log.
+#: Where log and view meet: what joins them for an app, and keeps the view up with the log.
 STORE = (
-    "eventstore.store",
     "eventstore.channel",
     "eventstore.follow",
     "eventstore.processing",
@@ -65,8 +64,11 @@ LAYERS = (
     (
         *STORE,
         "eventstore.aio",
+        "eventstore.app",
+        "eventstore.drafts",
         "eventstore.history",
         "eventstore.receipts",
+        "eventstore.store",
         "eventstore.typed",
     ),
     ("eventstore.log", "eventstore.view"),
