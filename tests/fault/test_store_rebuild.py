@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from eventstore import App, Conflict, Entry, EventStore, Position, Receipt, State, Verdict
+from eventstore import App, Conflict, Entry, EventStore, Receipt, Verdict
 from tests.contract.logs import DEADLINE_S, eventually
 
 REBUILDS = 15
@@ -62,14 +62,14 @@ def test_nobody_who_reads_sees_a_rebuild(tmp_path: Path) -> None:
     [
         lambda app, receipt: receipt.entry(DEADLINE_S),
         lambda app, receipt: receipt.verdict(DEADLINE_S),
-        lambda app, receipt: app.get("o", timeout_s=DEADLINE_S),
+        lambda app, receipt: app.get("o", "number", timeout_s=DEADLINE_S),
     ],
-    ids=["entry", "verdict", "get"],
+    ids=["entry", "verdict", "number"],
 )
 def test_who_asks_when_the_old_view_is_closed_waits_for_the_new_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    ask: Callable[[App, Receipt], Entry | Verdict | State | Position],
+    ask: Callable[[App, Receipt], Entry | Verdict | int],
 ) -> None:
     with EventStore(tmp_path) as store, ThreadPoolExecutor(1) as thread:
         app = store.app("orders")
