@@ -11,6 +11,8 @@ from eventstore.log.base import Log
 
 __all__ = ["open_log"]
 
+#: What a URL looks like that lacks a slash: as a path, it would be a new and empty log.
+_SCHEME_AND_NO_SLASHES = re.compile(r"(kafka|sqlite|memory):")
 #: What a Kafka address looks like whose scheme was forgotten.
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}(,[\w.-]+:\d{2,5})*")
 
@@ -26,7 +28,7 @@ def open_log(url: str, config: Config) -> Log:
 
     Raises:
         ConfigError: the URL has an unknown scheme or option, or what it names is not a log; or
-            it has no scheme and is the name of a host and its port.
+            it has no `://` and is the name of a host and its port, or begins with a scheme.
         LogUnavailable: the log is there, but cannot be reached or is damaged.
     """
     scheme, separator, rest = url.partition("://")
@@ -40,6 +42,10 @@ def open_log(url: str, config: Config) -> Log:
         if not separator and _HOST_AND_PORT.fullmatch(url):
             raise ConfigError(
                 f"{url!r} could be a broker or a folder: write kafka://{url}, or ./{url}"
+            )
+        if not separator and (found := _SCHEME_AND_NO_SLASHES.match(url)):
+            raise ConfigError(
+                f"{url!r} could be a URL or a folder: write {found[1]}://..., or ./{url}"
             )
         return SqliteLog(folder, config)
     if scheme == "memory":

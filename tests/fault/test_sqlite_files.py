@@ -253,6 +253,18 @@ def test_an_address_without_its_scheme_is_not_taken_for_a_folder(address: str) -
     assert not Path(address).exists()
 
 
+@pytest.mark.parametrize("url", ["kafka:/localhost:9092", "kafka:localhost", "sqlite:/var/log"])
+def test_a_url_that_lacks_a_slash_is_not_taken_for_a_folder(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigError, match=rf"{url}' could be a URL or a folder: write {url[:5]}"):
+        open_log(url, CONFIG)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- a disk that fails ---
 
 
