@@ -133,8 +133,9 @@ class Daemon:
                 updates=list(component.updates),
                 store=self.store.url,
             )
-            if component.name not in apps and not self._once:
-                say("waiting", app=component.name, why="nobody has appended to it yet")
+            if component.name not in apps:
+                event = "nothing to run" if self._once else "waiting"
+                say(event, app=component.name, why="nobody has appended to it yet")
             runner.start()
             board = NoticeBoard.of(self.store, component.name)
             self._publishers.append(Publisher(board, component, runner))

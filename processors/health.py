@@ -41,7 +41,7 @@ class HealthPort:
         """Take the port; 0 is any that is free.
 
         Raises:
-            OSError: it cannot be had.
+            OSError: it cannot be had; the message names it.
         """
         self._faults = faults
         self._notices = notices
@@ -51,7 +51,12 @@ class HealthPort:
         except MetricsMissing as missing:
             self._metrics, self._advice = None, str(missing)
         pages = {"/healthz": self._healthz, "/metrics": self._metrics_page}
-        self._server = _Server((host, port), _handler(pages))
+        try:
+            self._server = _Server((host, port), _handler(pages))
+        except OSError as error:
+            raise OSError(
+                error.errno, f"the health port {host}:{port} cannot be had: {error.strerror}"
+            ) from error
         self.address = f"http://{host}:{self._server.server_address[1]}"
 
     def _healthz(self) -> tuple[int, str, bytes]:

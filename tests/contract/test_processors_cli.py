@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -120,7 +121,22 @@ def test_once_exits_with_1_when_an_update_failed(run: Run, folder: Path, module:
 
 
 def test_once_ends_where_nobody_has_appended_yet(run: Run, module: str) -> None:
-    assert run("run", f"{module}:cart", "--once").exit_code == 0
+    ended = run("run", f"{module}:cart", "--once", "--log-format", "json")
+
+    assert ended.exit_code == 0
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    (nothing,) = [line for line in lines if line["event"] == "nothing to run"]
+    assert (nothing["app"], nothing["why"]) == ("cart", "nobody has appended to it yet")
+
+
+def test_a_health_port_that_is_taken_is_named(run: Run, module: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        refused = run("run", f"{module}:cart", "--once", "--health-port", str(port))
+
+    assert refused.exit_code == 1
+    assert f"the health port 127.0.0.1:{port} cannot be had: Address already" in refused.stderr
 
 
 @pytest.mark.parametrize(
