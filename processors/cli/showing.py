@@ -353,10 +353,12 @@ def list_failures(
         else:
             columns = [
                 Cell("app"), Cell("instance", flexible=True), Cell("request", right=True),
-                Cell("update", flexible=True), Cell("reason"), Cell("attempts", right=True),
-                Cell("time"), Cell("message", flexible=True),
+                Cell("update", flexible=True), *([Cell("state")] if with_closed else []),
+                Cell("reason"), Cell("attempts", right=True), Cell("time"),
+                Cell("message", flexible=True),
             ]  # fmt: skip
-            write_table(columns, (_failure_row(*row) for row in rows), empty="nothing has failed")
+            shown = (_failure_row(*row, with_state=with_closed) for row in rows)
+            write_table(columns, shown, empty="nothing has failed")
 
 
 def _failure_rows(
@@ -386,16 +388,18 @@ def _facts(entry: Entry) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _failure_row(processing: Processing, entry: Entry) -> list[str]:
-    from processors.failures import cause_of
+def _failure_row(processing: Processing, entry: Entry, *, with_state: bool) -> list[str]:
+    from processors.failures import cause_of, is_open
 
     facts = _facts(entry)
     kind, message = str(facts.get("type") or ""), str(facts.get("message") or "")
+    state = ["open" if is_open(processing, entry) else "closed"] if with_state else []
     return [
         processing.name,
         entry.instance,
         str(cause_of(entry)),
         entry.event.name,
+        *state,
         str(facts.get("reason", "")),
         str(facts.get("attempts", "")),
         local_time(entry.time),

@@ -247,6 +247,7 @@ def test_a_retry_requests_the_same_again_and_the_failure_is_open_no_more(
     assert (retried["failed"], retried["update"]) == (0, "add/keep")
     assert answers(run("failures")) == []
     assert [one["open"] for one in answers(run("failures", "--all"))] == [False]
+    assert " closed " in run("failures", "--all", "--table").stdout
     with EventStore(folder) as store:
         again = Processing(store.app("cart")).entry("u-1", retried["request"])
     assert again is not None
