@@ -1,8 +1,8 @@
-"""Relays: accepted events of a watched app become requests, and outboxes are delivered, once each.
+"""A relay: accepted events of a watched app become requests, and outboxes are delivered, once each.
 
 Every trigger of a component has one relay, and so have its outboxes (what handlers sent rides in
-the closing events of the component's own app). The process that holds the shard of the trigger's
-system instance runs the relay, for all partitions of the watched app; see `Relays`.
+the closing events of the component's own app). One process runs it, for all partitions of the
+watched app (relays.py). What an event asks for is decided in relay_deliveries.py.
 
 A relay takes events in log order, sends what they ask for, waits until that has counted, and only
 then moves its cursor. Killed at any point, its successor begins at the cursor, and what was sent
@@ -23,42 +23,34 @@ Limits, which follow from what a log keeps:
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
-import orjson
-
-from eventstore import Closed, ConfigError, Event, EventStore, EventStoreError, Kind, Verdict
-from eventstore.events import RequestPolicy, moment
-from eventstore.processing import Folded, Processing, instance_fault
+from eventstore import Closed, EventStore, EventStoreError
+from eventstore.processing import Folded, Processing
 from processors.component import Changed, Component, Update
-from processors.relay_change import Change, is_system, own_names, props_of, watched_fields
 from processors.relay_courier import Courier, Delivery, Refused
+from processors.relay_deliveries import OutboxDeliveries, TriggerDeliveries
 from processors.relay_feed import PASSED_MAX, Feed, epoch_of
 from processors.relay_record import (
     Cursor,
     Record,
     Start,
-    source_id,
     start_of,
     system_instance,
 )
 from processors.stores import processing_of
 from processors.text import storable, text_of
 
-__all__ = ["Relay", "RelayStatus", "Relays", "relays_of"]
+__all__ = ["Relay", "RelayStatus", "watched_app"]
 
 logger: Final = logging.getLogger("processors.relay")
 
 #: Events that are dealt with together: one group commit for what they ask for.
 _BATCH_EVENTS_MAX: Final = 500
-#: Instances that `key=` may map one change to.
-_TARGETS_MAX: Final = 10_000
 #: A cursor is written so long after something was sent: a successor looks at so much again.
 _CURSOR_DELAY_S: Final = 1.0
 #: A relay that stops writes a cursor if so many events came by since the last one: looking at
@@ -70,9 +62,7 @@ _LOOK_INTERVAL_S: Final = 0.5
 _PAUSE_S: Final = 0.05
 _PAUSE_S_MAX: Final = 5.0
 #: How often a relay without news looks whether its log is still the same.
-_HEARTBEAT_S: Final = 5.0
-#: How long `stop` waits for what is on its way.
-_STOP_S: Final = 10.0
+HEARTBEAT_S: Final = 5.0
 
 
 class RelayStatus(NamedTuple):
@@ -97,16 +87,10 @@ class RelayStatus(NamedTuple):
     error_last: str | None
 
 
-def relays_of(component: Component) -> dict[str, Update | None]:
-    """Return a component's relays by the system instance whose shard decides who runs them.
-
-    None stands for the outboxes.
-    """
-    found: dict[str, Update | None] = {system_instance(None): None}
-    for update in component.triggers:
-        assert update.trigger is not None
-        found[system_instance(update.trigger.trigger_id)] = update
-    return found
+def watched_app(component: Component, update: Update | None) -> str:
+    """Return the name of the app whose events a relay takes; None stands for the outboxes."""
+    trigger = None if update is None else update.trigger
+    return component.name if trigger is None or trigger.app is None else trigger.app
 
 
 class _Wrong(Exception):
@@ -128,16 +112,17 @@ class Relay:
         ring: Callable[[], None],
     ) -> None:
         trigger = None if update is None else update.trigger
-        self._store, self._component, self._update = store, component, update
+        self._store, self._component = store, component
         self._trigger: Changed | None = trigger
         self._ring = ring
         self._target = processing
         self.trigger_id = None if trigger is None else trigger.trigger_id
-        self.watched_name = component.name
-        if trigger is not None and trigger.app is not None:
-            self.watched_name = trigger.app
-        self._is_own = self.watched_name == component.name
-        self._own_names = frozenset() if update is None else own_names(component, update)
+        self.watched_name = watched_app(component, update)
+        self._deliveries = (
+            OutboxDeliveries(store, component, self._note)
+            if update is None
+            else TriggerDeliveries(component, update, self.watched_name, self._note)
+        )
         self._courier = Courier(self._processing_of)
         self._record = Record(processing, system_instance(self.trigger_id))
         self._watched: Processing | None = None
@@ -173,7 +158,7 @@ class Relay:
             Closed: the store is closed.
         """
         if self._is_wrong:
-            return _HEARTBEAT_S
+            return HEARTBEAT_S
         left_s = self._retry_at_s - time.monotonic()
         if left_s > 0:
             return left_s
@@ -184,7 +169,7 @@ class Relay:
         except _Wrong as error:
             self._is_wrong = True
             self._failed(error)
-            return _HEARTBEAT_S
+            return HEARTBEAT_S
         except Exception as error:
             self._failed(error)
             return self._pause()
@@ -206,7 +191,7 @@ class Relay:
                 # Deleted and made again, or repaired: what was taken has other offsets.
                 self._end_feed()
                 return 0.0
-        if self._taken and not self._is_done():
+        if self._taken and not self._is_done(feed):
             return self._pause()
         self._taken, self._open = [], None
         self._recovered()
@@ -214,16 +199,24 @@ class Relay:
         if not feed.is_level:
             return 0.0
         if self._cursor_at_s is None:
-            return _HEARTBEAT_S
+            return HEARTBEAT_S
         return max(0.0, self._cursor_at_s - time.monotonic())
 
-    def _is_done(self) -> bool:
+    def _is_done(self, feed: Feed) -> bool:
         """Deliver what was taken; False where some of it is to be sent again."""
         if self._open is None:
-            self._open = [delivery for one in self._taken for delivery in self._deliveries(one)]
+            self._open = [delivery for one in self._taken for delivery in self._asked(feed, one)]
         if self._open:
             self._deliver(self._open)
         return not self._open
+
+    def _asked(self, feed: Feed, change: Folded) -> list[Delivery]:
+        """Return what an event asks for; nothing, if it is from before the start."""
+        start = self._start
+        assert start is not None
+        if start.epoch != feed.epoch and start.has_before(change):
+            return []
+        return self._deliveries.of(change, feed.processing)
 
     def _failed(self, error: Exception) -> None:
         self._errors += 1
@@ -290,11 +283,11 @@ class Relay:
             # Another log, where offsets of the first mean nothing: all of it is looked at, and
             # the numbers at the targets say what was sent already.
             offsets_next = {}
-        self._feed = Feed(watched, offsets_next, self._matters, self._ring)
+        self._feed = Feed(watched, offsets_next, self._deliveries.matters, self._ring)
         return self._feed
 
     def _find_watched(self) -> Processing | None:
-        if self._is_own:
+        if self.watched_name == self._component.name:
             return self._target
         # Looking must not make it: a misspelt name would become a topic.
         if self.watched_name not in self._store.apps():
@@ -327,151 +320,6 @@ class Relay:
         self._cursor_at_s = None
         if feed is not None:
             feed.close()
-
-    # --- what events ask for ----------------------------------------------------------------------
-
-    def _matters(self, change: Folded) -> bool:
-        """Whether an event asks for anything; called under the view's lock: it reads nothing."""
-        event = change.event
-        if change.verdict != Verdict.ACCEPTED or is_system(change):
-            return False
-        if self._trigger is None:
-            return event.outbox is not None and event.answer is not None and event.answer.closes
-        if not watched_fields(change, self._trigger.fields):
-            return False
-        if self._is_own and event.answer is not None and not self._trigger.own_answers:
-            return event.name not in self._own_names
-        return True
-
-    def _deliveries(self, change: Folded) -> list[Delivery]:
-        if self._trigger is None:
-            return self._outbox(change)
-        start = self._start
-        feed = self._feed
-        assert start is not None
-        assert feed is not None
-        if start.epoch != feed.epoch and start.has_before(change):
-            return []
-        return self._requests(change, self._trigger)
-
-    def _requests(self, change: Folded, trigger: Changed) -> list[Delivery]:
-        seen = self._change(change, trigger)
-        targets = self._targets(seen, trigger)
-        if not targets:
-            return []
-        update = self._update
-        assert update is not None
-        discard = update.discard
-        policy = RequestPolicy(hops=self._hops(change) + 1)
-        if discard is not None:
-            policy = policy._replace(
-                discard_policy=discard.policy,
-                discard_after=discard.after,
-                discard_running=discard.running,
-            )
-        event = Event(Kind.REQUEST, update.name, props_of(seen), request=policy)
-        identity = source_id(trigger.trigger_id, self.watched_name, change.instance)
-        about = (change.instance, change.sequence)
-        return [
-            Delivery(self._target.name, target, identity, (change.sequence, 0), event, about)
-            for target in targets
-        ]
-
-    def _change(self, change: Folded, trigger: Changed) -> Change:
-        assert self._watched is not None
-        origin = change.event.origin
-        return Change(
-            self.watched_name,
-            change.instance,
-            change.sequence,
-            change.version,
-            change.event.name,
-            watched_fields(change, trigger.fields),
-            None if origin is None else origin.actor,
-            moment(change.time_ms * 1_000),
-            partial(self._watched.state_at, change.instance, change.version),
-        )
-
-    def _targets(self, change: Change, trigger: Changed) -> list[str]:
-        """Return the instances that a change is for; what is wrong with them is noted."""
-        if trigger.key is None:
-            return [change.instance]
-        about = (change.instance, change.sequence)
-        try:
-            named: Any = trigger.key(change)
-            if named is None:
-                return []
-            found = [named] if isinstance(named, str) else _bounded(named)
-        except EventStoreError:
-            raise  # the store failed while `key` read the state: that is nobody's mistake
-        except BaseException as error:  # SystemExit too: it would end all triggers of the app
-            self._note(about, "", f"key= raised {type(error).__name__}: {text_of(error)}")
-            return []
-        targets = []
-        for target in found:
-            fault = instance_fault(target)
-            if fault is None:
-                targets.append(target)
-            else:
-                self._note(about, str(target), f"key= returned {fault}")
-        return targets
-
-    def _hops(self, change: Folded) -> int:
-        """Return how many triggers led to a change."""
-        event, watched = change.event, self._watched
-        if event.request is not None:
-            return event.request.hops  # it came out of an outbox, which handed them on
-        if event.answer is None or watched is None:
-            return 0
-        cause = watched.entry(change.instance, event.answer.cause)
-        if cause is None or cause.event.request is None:
-            return 0
-        return cause.event.request.hops
-
-    def _outbox(self, change: Folded) -> list[Delivery]:
-        raw = change.event.outbox
-        assert raw is not None
-        about = (change.instance, change.sequence)
-        try:
-            messages = orjson.loads(raw)
-            if not isinstance(messages, list):
-                raise ValueError("it is not a list")
-        except ValueError as error:
-            self._note(about, "", f"the outbox cannot be read: {error}")
-            return []
-        hops = self._hops(change)
-        identity = source_id(None, self.watched_name, change.instance)
-        found = []
-        for index, message in enumerate(messages):
-            delivery = self._message(message, identity, (change.sequence, index), about, hops)
-            if delivery is not None:
-                found.append(delivery)
-        return found
-
-    def _message(
-        self,
-        message: Any,
-        identity: str,
-        number: tuple[int, int],
-        about: tuple[str, int],
-        hops: int,
-    ) -> Delivery | None:
-        """Return one message of an outbox as it is sent; None, with a note, where it cannot be."""
-        try:
-            app = message.get("app", self._component.name)
-            instance = message["instance"]
-            fault = instance_fault(instance)
-            if fault is not None:
-                raise ValueError(fault)
-            self._store.app(app)
-            event = _event_of(message, hops)
-        except Closed:
-            raise
-        except (AttributeError, ConfigError, LookupError, TypeError, ValueError) as error:
-            place = f"message {number[1]}"
-            self._note(about, place, f"cannot be sent: {type(error).__name__}: {error}")
-            return None
-        return Delivery(app, instance, identity, number, event, about)
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -553,176 +401,3 @@ class Relay:
             return "waiting" if self._is_waiting else "starting"
         is_level = feed.is_level and not self._taken and not self._is_busy
         return "level" if is_level else "catching up"
-
-
-def _bounded(named: Iterable[str]) -> list[str]:
-    """Return the instances that `key=` named, each once."""
-    found = list(itertools.islice(named, _TARGETS_MAX + 1))
-    if len(found) > _TARGETS_MAX:
-        raise ValueError(f"more than {_TARGETS_MAX} instances for one change")
-    return list(dict.fromkeys(found))
-
-
-def _event_of(message: dict[str, Any], hops: int) -> Event:
-    """Return a message of an outbox as an event; what is wrong with it raises."""
-    name, body = str(message.get("name", "")), orjson.dumps(message["body"])
-    policy = RequestPolicy(hops=hops)
-    if message["kind"] == "diff":
-        # A diff carries its hops where a request has them, for triggers that watch its target.
-        return Event(Kind.DIFF, name, body, request=policy if hops else None)
-    if message["kind"] != "request":
-        raise ValueError(f"kind {message['kind']!r:.40} is neither diff nor request")
-    if "discard" in message:
-        kind, after, running = message["discard"]
-        policy = policy._replace(discard_policy=kind, discard_after=after, discard_running=running)
-    return Event(
-        Kind.REQUEST,
-        name,
-        body,
-        request=policy._replace(not_before_ms=message.get("not_before_ms")),
-    )
-
-
-class _Stepper:
-    """A thread that steps the relays which watch one app, and sleeps while they have nothing."""
-
-    def __init__(self, watched: str) -> None:
-        self._news = threading.Event()
-        self._mutex = threading.Lock()
-        self._relays: list[Relay] = []
-        self._leaving: list[Relay] = []
-        self._is_stopping = False
-        self.thread = threading.Thread(
-            target=self._run, name=f"processors-relay-{watched}", daemon=True
-        )
-        self.thread.start()
-
-    def ring(self) -> None:
-        """Wake the thread; from any other, and at any time."""
-        self._news.set()
-
-    def add(self, relay: Relay) -> None:
-        with self._mutex:
-            self._relays.append(relay)
-        self.ring()
-
-    def remove(self, relay: Relay) -> None:
-        """Let a relay end, soon, in the thread that steps it."""
-        with self._mutex:
-            self._relays.remove(relay)
-            self._leaving.append(relay)
-        self.ring()
-
-    def stop(self) -> None:
-        self._is_stopping = True
-        self.ring()
-
-    def _run(self) -> None:
-        try:
-            while not self._is_stopping:
-                wait_s = self._step_all()
-                if wait_s > 0:
-                    self._news.wait(wait_s)
-        except Closed:
-            pass
-        with self._mutex:
-            relays = self._relays + self._leaving
-            self._relays, self._leaving = [], []
-        for relay in relays:
-            _close(relay)
-
-    def _step_all(self) -> float:
-        self._news.clear()  # first: what is rung for from here on is a reason not to sleep
-        with self._mutex:
-            relays, leaving = list(self._relays), self._leaving
-            self._leaving = []
-        for relay in leaving:
-            _close(relay)
-        wait_s = _HEARTBEAT_S
-        for relay in relays:
-            if self._is_stopping:
-                break
-            wait_s = min(wait_s, relay.step())
-        return wait_s
-
-
-def _close(relay: Relay) -> None:
-    try:
-        relay.close()
-    except Exception:
-        logger.exception("a relay of %s did not end well", relay.watched_name)
-
-
-class Relays:
-    """The relays of a component that are to run in this process: those whose shard it holds."""
-
-    def __init__(self, store: EventStore, component: Component, processing: Processing) -> None:
-        """Prepare; nothing runs before `shards_changed` says which shards are held here."""
-        self._store, self._component, self._processing = store, component, processing
-        self._updates = relays_of(component)
-        self._shard_of = {name: processing.shard_of(name) for name in self._updates}
-        self._mutex = threading.Lock()
-        self._running: dict[str, Relay] = {}
-        self._steppers: dict[str, _Stepper] = {}
-        self._is_stopped = False
-
-    def shards_changed(self, shards: frozenset[int]) -> None:
-        """Run the relays of these shards, and end the others; returns at once.
-
-        One that ends may go on for a moment beside its successor elsewhere: that does no harm.
-        """
-        with self._mutex:
-            if self._is_stopped:
-                return
-            for name, shard in self._shard_of.items():
-                if shard in shards and name not in self._running:
-                    self._running[name] = self._started(self._updates[name])
-                elif shard not in shards and name in self._running:
-                    relay = self._running.pop(name)
-                    self._steppers[relay.watched_name].remove(relay)
-
-    def _started(self, update: Update | None) -> Relay:
-        trigger = None if update is None else update.trigger
-        watched = self._component.name
-        if trigger is not None and trigger.app is not None:
-            watched = trigger.app
-        stepper = self._steppers.get(watched)
-        if stepper is None:
-            stepper = self._steppers[watched] = _Stepper(watched)
-        relay = Relay(self._store, self._component, update, self._processing, stepper.ring)
-        stepper.add(relay)
-        return relay
-
-    def stop(self, timeout_s: float = _STOP_S) -> None:
-        """End all relays, with a cursor where it is worth one; returns after `timeout_s` at most.
-
-        What is still on its way then goes on from the last cursor, wherever it runs next.
-        """
-        deadline_s = time.monotonic() + timeout_s
-        with self._mutex:
-            self._is_stopped = True
-            steppers = list(self._steppers.values())
-        for stepper in steppers:
-            stepper.stop()
-        for stepper in steppers:
-            stepper.thread.join(max(0.0, deadline_s - time.monotonic()))
-
-    def wait_begun(self, timeout_s: float | None) -> bool:
-        """Wait until the relays that run here have looked where they begin; False if not in time.
-
-        What is appended after that is seen by triggers that begin "now".
-        """
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        with self._mutex:
-            running = list(self._running.values())
-        return all(
-            relay.has_begun.wait(None if deadline_s is None else deadline_s - time.monotonic())
-            for relay in running
-        )
-
-    def status(self) -> list[RelayStatus]:
-        """Return how each relay that runs here is, the outboxes last."""
-        with self._mutex:
-            running: Sequence[Relay] = list(self._running.values())
-        found = [relay.status() for relay in running]
-        return sorted(found, key=lambda one: (one.trigger_id is None, one.trigger_id or ""))

@@ -45,7 +45,8 @@ from eventstore.lifetime import abandon_in_child
 from eventstore.processing import Folded, Ownership, PendingRow, Processing
 from processors.component import Component, Update
 from processors.notices import publish
-from processors.relay import Relays, RelayStatus
+from processors.relay import RelayStatus
+from processors.relays import Relays
 from processors.results import LiveStates, has_hooks
 from processors.runner.answering import Answering
 from processors.runner.at_once import AtOnce

@@ -21,9 +21,10 @@ from eventstore.processing import Processing
 from eventstore.view.instance import Instance
 from processors.component import Component, changed
 from processors.policy import DiscardPolicy
-from processors.relay import Relay, Relays, RelayStatus
+from processors.relay import Relay, RelayStatus
 from processors.relay_change import Change
 from processors.relay_record import UNDELIVERED, system_instance
+from processors.relays import Relays
 from tests.contract.logs import eventually
 
 STORES = ["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)]

@@ -21,8 +21,8 @@ from eventstore import Diff, EventStore, Kind, OutcomeUnknown, State
 from eventstore.events import Answer, Event
 from eventstore.processing import PendingRow, Processing
 from processors.component import Component, changed
-from processors.relay import Relays
 from processors.relay_change import Change
+from processors.relays import Relays
 
 CUSTOMERS = 5
 ORDERS = 40
