@@ -1,8 +1,8 @@
-"""One call of a flow: what serve answered, from the cache or anew, and what its updates are asked.
+"""What a call of a flow gives: serve's answer, from the cache or anew, and what updates are asked.
 
 A Flow is made per call and goes through `prepare`, `call`, `served` and `requests`, in this order.
-What may wait for log and view is in `prepare` and `served`, so that the async face of an
-instance (instance.py) can do it in a thread; user code runs in `call`, wherever that is called.
+What may wait for log and view is in `prepare` and `served`, so that an async call (call.py) can do
+it in a thread; user code runs in `call`, wherever that is called.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Place:
 
 
 class Flow:
-    """One call of a flow; see the module's text."""
+    """What one call of a flow gives; see the module's text."""
 
     def __init__(self, place: Place, key: str, props: Mapping[str, Any] | None) -> None:
         """Look the flow up; nothing runs.

@@ -1,17 +1,14 @@
 """ComponentInstance: one instance of a component, as a program works with it.
 
-`run`, `gen` and their async twins answer a flow and queue its updates; the runner of this process,
-or a daemon, runs those. How a flow is answered stands in flow.py, how an instance begins in
-beginning.py. An instance has no threads of its own.
+Here it is opened and shut down, its state is read and written, and it is decided whether a call may
+run. How a call goes stands in call.py, what becomes of the updates in updates.py, how an instance
+begins in beginning.py. An instance has no threads of its own.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import datetime
-import functools
-import inspect
 import logging
 import os
 import secrets
@@ -19,10 +16,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Final, Literal, Self
 
 from eventstore import (
     Diff,
@@ -39,24 +35,19 @@ from eventstore import (
 )
 from eventstore.lifetime import abandon_in_child
 from processors.beginning import begin, state_of
+from processors.call import Call
 from processors.component import Component
-from processors.context import runs_in
 from processors.flow import Flow, Place
 from processors.results import LiveStates, changes_of, has_hooks
-from processors.runner import Runner
 from processors.serve_cache import ServeCache
-from processors.stores import give_back, processing_of, take
-from processors.submitted import Submission, Submitted, UpdateFailed, failure_of
+from processors.stores import give_back, in_thread, processing_of, take
+from processors.submitted import Submission, Submitted
+from processors.updates import InstanceUpdates
 
 __all__ = ["Component", "ComponentInstance"]
 
 logger: Final = logging.getLogger("processors.instance")
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-#: Threads in which the async calls of a store wait for log and view; more calls queue.
-_THREADS_MAX: Final = 64
 #: Events that `requests` looks back over.
 _HISTORY_ROWS_MAX: Final = 10_000
 #: Of the syllables that the names of instances without a name are made of.
@@ -122,7 +113,6 @@ class ComponentInstance:
         self._worker = update_task_type
         self._lent = store is not None
         self._store = take(url) if store is None else store
-        self._runner: Runner | None = None
         try:
             self._open(init_state_params)
         except BaseException:
@@ -146,8 +136,14 @@ class ComponentInstance:
         self._fresh = not store.url.startswith("kafka:")
         self._has_hooks = has_hooks(component)
         begin(component, self._processing, self._live, self.instance_id, init_state_params)
-        if component.updates and not self.disable_update_task:
-            self._runner = self._share()
+        self._updates = InstanceUpdates(
+            store,
+            component,
+            self._processing,
+            self.instance_id,
+            worker=self._worker,
+            runs_here=not self.disable_update_task,
+        )
 
     @property
     def instance_name(self) -> str:
@@ -198,10 +194,7 @@ class ComponentInstance:
 
         What is raised after serve answered has the answer as `serve_result`.
         """
-        flow = self._flow(flow_key, props, flush_update)
-        self._serve(flow, ignore_cache, force_refresh)
-        self._queue(flow, flush_update)
-        return flow.result
+        return self._call(flow_key, props, ignore_cache, force_refresh, flush_update).run()
 
     def gen(
         self,
@@ -220,50 +213,24 @@ class ComponentInstance:
         Arguments and errors are those of `run`; a flow that does not exist is told by the call
         itself.
         """
-        flow = self._flow(flow_key, props, flush_update)
-        if flow.serve is None or not flow.serve.is_generator:
-            return self._single(flow, ignore_cache, force_refresh, flush_update)
-        return self._stream(flow, ignore_cache, force_refresh, flush_update)
+        return self._call(flow_key, props, ignore_cache, force_refresh, flush_update).items()
 
-    def _single(self, flow: Flow, *options: bool) -> Iterator[Any]:
-        ignore_cache, force_refresh, flush_update = options
-        self._serve(flow, ignore_cache, force_refresh)
-        self._queue(flow, flush_update)
-        yield flow.result
-
-    def _stream(self, flow: Flow, *options: bool) -> Iterator[Any]:
-        ignore_cache, force_refresh, flush_update = options
-        self._prepare(flow, ignore_cache, force_refresh)
-        source = iter(flow.props.serve_result if flow.is_cached else flow.call())
-        items = []
-        try:
-            for item in source:
-                items.append(item)
-                yield item
-        except GeneratorExit:
-            if not flow.is_cached:
-                source.close()
-                flow.stopped(items)
-            self._queue(flow, False)
-            raise
-        if not flow.is_cached:
-            flow.served(items)
-        self._queue(flow, flush_update)
-
-    def _flow(
+    def _call(
         self,
         key: str,
         props: Mapping[str, Any] | None,
-        flush_update: bool,
+        ignore_cache: bool,
+        force_refresh: bool,
+        flush_update: bool = False,
         *,
         asynchronous: bool = False,
         may_wait: bool = False,
-    ) -> Flow:
+    ) -> Call:
         """Return a call that may run, or raise why it may not."""
         self._refuse_when_closed()
         flow = Flow(self._place, key, props)
         if flush_update and flow.updates:
-            self._refuse_inside_update()
+            self._updates.refuse_inside()
         if flow.serve is not None and flow.serve.is_async and not asynchronous:
             raise TypeError(
                 f"serve {key!r} of component {self.component.name} is async: await"
@@ -276,93 +243,15 @@ class ComponentInstance:
                 " leave them to a daemon. Nothing was run"
             )
         self.flows_run.add(key)
-        return flow
-
-    def _serve(self, flow: Flow, ignore_cache: bool, force_refresh: bool) -> None:
-        if flow.serve is None:
-            return
-        self._prepare(flow, ignore_cache, force_refresh)
-        if not flow.is_cached:
-            answer = flow.call()
-            flow.served(list(answer) if flow.serve.is_generator else answer)
-
-    def _prepare(self, flow: Flow, ignore_cache: bool, force_refresh: bool) -> None:
-        if force_refresh:
-            self._wait_for_pending(lambda name: True)
-        flow.prepare(self._state(), look_up=not (ignore_cache or force_refresh))
-
-    # --- queueing its updates -------------------------------------------------------------------
-
-    def _queue(self, flow: Flow, flush: bool) -> None:
-        if not flow.updates:
-            return
-        with self._telling(flow):
-            if not flush:
-                for receipt in self._send(flow, discardable=True):
-                    receipt.result()
-                return
-            # Somebody waits for these, so none of them is discarded.
-            requests = flow.requests(discardable=False)
-            with self._running_runner() as runner:
-                answers = self._answers(runner, flow, requests)
-                self._raise_failures(flow, answers, runner)
-
-    def _answers(
-        self, runner: Runner, flow: Flow, requests: Sequence[tuple[str, Event]]
-    ) -> list[Entry]:
-        """Ask for the updates of a flow, and return what closed the requests."""
-        if len(flow.updates) == 1:
-            answer = runner.run_at_once(self.instance_id, flow.updates[0], requests[0][1])
-            if answer is not None:
-                return [answer]
-        with runner.reserve(self.instance_id):
-            return runner.complete(self._processing.send(requests), None)
-
-    def _send(
-        self, flow: Flow, *, discardable: bool, not_before_ms: int | None = None
-    ) -> list[Receipt]:
-        return self._processing.send(
-            flow.requests(discardable=discardable, not_before_ms=not_before_ms)
+        return Call(
+            flow,
+            self._updates,
+            self._store,
+            self._state,
+            ignore_cache=ignore_cache,
+            force_refresh=force_refresh,
+            flush_update=flush_update,
         )
-
-    @contextmanager
-    def _telling(self, flow: Flow) -> Iterator[None]:
-        """Let an error carry what serve had answered: that is computed, and may be dear."""
-        try:
-            yield
-        except Exception as error:
-            if flow.serve is not None:
-                error.serve_result = flow.result  # type: ignore[attr-defined]
-                error.add_note("serve had answered: see the serve_result of this error")
-            raise
-
-    def _raise_failures(self, flow: Flow, answers: Sequence[Entry], runner: Runner) -> None:
-        failures = [
-            failure
-            for update, answer in zip(flow.updates, answers, strict=True)
-            if (failure := failure_of(update.name, answer)) is not None
-        ]
-        if failures:
-            first, *others = failures
-            for other in others:
-                first.add_note(f"and {other}")
-            # The exception itself, where the update ran in this process.
-            raise first from runner.error_of(self.instance_id, first.sequence)
-
-    def _share(self) -> Runner:
-        return Runner.share(self._store, self.component, worker=self._worker)
-
-    @contextmanager
-    def _running_runner(self) -> Iterator[Runner]:
-        """Lend a runner: this instance's, or one for the time of a call."""
-        if self._runner is not None:
-            yield self._runner
-            return
-        runner = self._share()
-        try:
-            yield runner
-        finally:
-            runner.release()
 
     def submit(
         self,
@@ -391,13 +280,8 @@ class ComponentInstance:
             ValueError: both delays, or a time without a zone.
         """
         not_before_ms = _not_before_ms(delay_s, not_before)
-        flow = self._flow(flow_key, props, False, may_wait=True)
-        self._serve(flow, ignore_cache, force_refresh)
-        with self._telling(flow):
-            receipts = self._send(flow, discardable=True, not_before_ms=not_before_ms)
-            for receipt in receipts:
-                receipt.result()
-        return self._submission(flow, receipts)
+        call = self._call(flow_key, props, ignore_cache, force_refresh, may_wait=True)
+        return self._submission(call.flow, call.submit(not_before_ms))
 
     def _submission(self, flow: Flow, receipts: Sequence[Receipt]) -> Submission:
         updates = zip(flow.updates, receipts, strict=True)
@@ -409,10 +293,9 @@ class ComponentInstance:
         return Submitted(self._processing, self.instance_id, name, place, self._running_here)
 
     def _running_here(self) -> frozenset[int]:
-        if self._runner is None:
-            return frozenset()
-        running = self._runner.snapshot().running
-        return frozenset(one.sequence for one in running if one.instance == self.instance_id)
+        # Not the method of `_updates` itself: who holds a Submission holds the instance with this,
+        # so that the interpreter's exit shuts it down, and lets what runs finish.
+        return self._updates.running_here()
 
     def requests(self, limit: int = 100) -> list[Submitted]:
         """Return the instance's requests, newest first: all that are open, and the latest others.
@@ -459,10 +342,10 @@ class ComponentInstance:
 
         Arguments and errors are those of `run`.
         """
-        flow = self._flow(flow_key, props, flush_update, asynchronous=True)
-        await self._aserve(flow, ignore_cache, force_refresh)
-        await self._aqueue(flow, flush_update)
-        return flow.result
+        call = self._call(
+            flow_key, props, ignore_cache, force_refresh, flush_update, asynchronous=True
+        )
+        return await call.arun()
 
     def agen(
         self,
@@ -479,10 +362,10 @@ class ComponentInstance:
 
         Arguments and errors are those of `run`.
         """
-        flow = self._flow(flow_key, props, flush_update, asynchronous=True)
-        if flow.serve is None or not flow.serve.is_generator:
-            return self._asingle(flow, ignore_cache, force_refresh, flush_update)
-        return self._astream(flow, ignore_cache, force_refresh, flush_update)
+        call = self._call(
+            flow_key, props, ignore_cache, force_refresh, flush_update, asynchronous=True
+        )
+        return call.aitems()
 
     async def asubmit(
         self,
@@ -496,79 +379,10 @@ class ComponentInstance:
     ) -> Submission:
         """Submit as `submit` does, for any serve, without blocking the event loop."""
         not_before_ms = _not_before_ms(delay_s, not_before)
-        flow = self._flow(flow_key, props, False, asynchronous=True, may_wait=True)
-        await self._aserve(flow, ignore_cache, force_refresh)
-        with self._telling(flow):
-            receipts = self._send(flow, discardable=True, not_before_ms=not_before_ms)
-            for receipt in receipts:
-                await receipt
-        return self._submission(flow, receipts)
-
-    async def _asingle(self, flow: Flow, *options: bool) -> AsyncIterator[Any]:
-        ignore_cache, force_refresh, flush_update = options
-        await self._aserve(flow, ignore_cache, force_refresh)
-        await self._aqueue(flow, flush_update)
-        yield flow.result
-
-    async def _astream(self, flow: Flow, *options: bool) -> AsyncIterator[Any]:
-        ignore_cache, force_refresh, flush_update = options
-        await self._in_thread(self._prepare, flow, ignore_cache, force_refresh)
-        source = _asynchronous(flow.props.serve_result if flow.is_cached else flow.call())
-        items = []
-        try:
-            async for item in source:
-                items.append(item)
-                yield item
-        except GeneratorExit:
-            if not flow.is_cached:
-                await source.aclose()
-                flow.stopped(items)
-            await self._aqueue(flow, False)
-            raise
-        if not flow.is_cached:
-            await self._in_thread(flow.served, items)
-        await self._aqueue(flow, flush_update)
-
-    async def _aserve(self, flow: Flow, ignore_cache: bool, force_refresh: bool) -> None:
-        if flow.serve is None:
-            return
-        await self._in_thread(self._prepare, flow, ignore_cache, force_refresh)
-        if not flow.is_cached:
-            answer = flow.call()
-            if flow.serve.is_generator:
-                answer = [item async for item in _asynchronous(answer)]
-            elif inspect.isawaitable(answer):
-                answer = await answer
-            await self._in_thread(flow.served, answer)
-
-    async def _aqueue(self, flow: Flow, flush: bool) -> None:
-        if not flow.updates:
-            return
-        with self._telling(flow):
-            if not flush:
-                # Here and not in a thread: two calls in a row keep their order.
-                for receipt in self._send(flow, discardable=True):
-                    await receipt
-                return
-            runner = self._runner
-            if runner is None:
-                runner = await self._in_thread(self._share)
-            try:
-                receipts = self._send(flow, discardable=False)
-                submission = self._submission(flow, receipts)
-                await submission
-                answers = [one.answer for one in submission if one.answer is not None]
-                self._raise_failures(flow, answers, runner)
-            finally:
-                if runner is not self._runner:
-                    await self._in_thread(runner.release)
-
-    async def _in_thread(
-        self, function: Callable[_P, _T], *args: _P.args, **options: _P.kwargs
-    ) -> _T:
-        call = functools.partial(function, *args, **options)
-        threads = self._store.threads(_THREADS_MAX)
-        return await asyncio.get_running_loop().run_in_executor(threads, call)
+        call = self._call(
+            flow_key, props, ignore_cache, force_refresh, asynchronous=True, may_wait=True
+        )
+        return self._submission(call.flow, await call.asubmit(not_before_ms))
 
     # --- waiting for updates --------------------------------------------------------------------
 
@@ -585,66 +399,19 @@ class ComponentInstance:
             ReadTimeout: not all were run in time.
         """
         self._refuse_when_closed()
-        self._refuse_inside_update()
+        self._updates.refuse_inside()
         flow = Flow(self._place, flow_key, None)
         names = {update.name for update in flow.updates}
         if not names:
             return
-        failures = self._wait_for_pending(names.__contains__, timeout_s)
+        failures = self._updates.wait(names.__contains__, timeout_s)
         if failures:
             raise failures[0]
 
     async def aflush_update(self, flow_key: str, timeout_s: float | None = None) -> None:
         """Wait as `flush_update` does, without blocking the event loop."""
-        self._refuse_inside_update()  # a thread would not know that it is asked by an update
-        await self._in_thread(self.flush_update, flow_key, timeout_s)
-
-    def _refuse_inside_update(self) -> None:
-        """Refuse to wait for updates in the code of one that runs: they come after it."""
-        if runs_in.get() == (self._processing.identity, self.component.name, self.instance_id):
-            raise RuntimeError(
-                f"an update of {self.instance_name} cannot wait for other updates of the same"
-                " instance: they run after it. Use run() without flush_update, or"
-                " context.request(...). Nothing was run"
-            )
-
-    def _wait_for_pending(
-        self, wanted: Callable[[str], bool], timeout_s: float | None = None
-    ) -> list[UpdateFailed]:
-        """Wait for the requests that are pending now; return the errors of those that failed.
-
-        Delayed requests are left out, and those that this code does not know: nobody may come to
-        run them.
-        """
-        self._refuse_inside_update()
-        self._processing.catch_up(timeout_s)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        answers: dict[int, Entry] = {}
-        with self._processing.closings(self.instance_id) as closings:
-            names = {}
-            for row in self._processing.pending(self.instance_id):
-                update = self.component.find(row.request.name)
-                if update is not None and wanted(update.name) and row.request.due_ms is None:
-                    names[row.request.sequence] = row.request.name
-            if not names:
-                return []
-            with self._running_runner() as runner:
-                # The last is closed last, as a rule, and then nobody waits for the others.
-                for sequence in sorted(names, reverse=True):
-                    if sequence in closings.closed:
-                        continue
-                    left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    # By the runner, which can help: at the interpreter's exit no thread is left to.
-                    answers[sequence] = runner.closed(self.instance_id, sequence, left_s)
-        for sequence, folded in closings.failures.items():
-            if sequence in names:
-                answers[sequence] = self._processing.entry_of(folded)
-        failures = []
-        for sequence, answer in sorted(answers.items()):
-            failure = failure_of(names[sequence], answer)
-            if failure is not None and answer.event.kind == Kind.FAILURE:
-                failures.append(failure)
-        return failures
+        self._updates.refuse_inside()  # a thread would not know that it is asked by an update
+        await in_thread(self._store, self.flush_update, flow_key, timeout_s)
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -748,9 +515,7 @@ class ComponentInstance:
         finally:
             self._closed = True
             try:
-                if self._runner is not None:
-                    self._runner.release()
-                    self._runner = None
+                self._updates.release()
             finally:
                 if not self._lent:
                     give_back(self._store)
@@ -780,19 +545,6 @@ class ComponentInstance:
 
     def __repr__(self) -> str:
         return f"<ComponentInstance {self.instance_name}{'' if self.running else ', shut down'}>"
-
-
-async def _asynchronous(items: Any) -> Any:
-    """Yield from a list, a generator or an async generator; closed early, it closes that."""
-    if not hasattr(items, "__aiter__"):
-        for item in items:
-            yield item
-        return
-    try:
-        async for item in items:
-            yield item
-    finally:
-        await items.aclose()
 
 
 def _check(

@@ -1,17 +1,27 @@
-"""What the instances that are open in one process share: stores by their URL, and apps in them."""
+"""What instances of one process share: stores by their URL, apps in them, threads to wait in."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
 
 from eventstore import EventStore
 from eventstore.lifetime import abandon_in_child
 from eventstore.processing import Processing
 
-__all__ = ["give_back", "processing_of", "take"]
+__all__ = ["give_back", "in_thread", "processing_of", "take"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+#: Threads in which the async calls of a store wait for log and view; more calls queue.
+_THREADS_MAX: Final = 64
 
 
 class _Stores:
@@ -86,3 +96,11 @@ def processing_of(store: EventStore, app: str) -> Processing:
         if app not in found:
             found[app] = Processing(store.app(app))
         return found[app]
+
+
+async def in_thread(
+    store: EventStore, function: Callable[_P, _T], *args: _P.args, **options: _P.kwargs
+) -> _T:
+    """Call a function that may wait for log and view in one of a store's threads."""
+    call = functools.partial(function, *args, **options)
+    return await asyncio.get_running_loop().run_in_executor(store.threads(_THREADS_MAX), call)

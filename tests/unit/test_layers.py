@@ -40,7 +40,13 @@ LAYERS = (
         "processors.status",
     ),
     ("processors.failures", "processors.instance", "processors.instances", "processors.migrate"),
-    ("processors.flow", "processors.runner", "processors.submitted"),
+    (
+        "processors.call",
+        "processors.flow",
+        "processors.runner",
+        "processors.submitted",
+        "processors.updates",
+    ),
     (
         "processors.notices",
         "processors.relay",
