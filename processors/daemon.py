@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal
@@ -133,15 +133,26 @@ class Daemon:
                 updates=list(component.updates),
                 store=self.store.url,
             )
-            if component.name not in apps:
-                event = "nothing to run" if self._once else "waiting"
-                say(event, app=component.name, why="nobody has appended to it yet")
+            self._tell_what_is_missing(component, apps)
             runner.start()
             board = NoticeBoard.of(self.store, component.name)
             self._publishers.append(Publisher(board, component, runner))
         self._started.set()
         if self._once:
             self._drain()
+
+    def _tell_what_is_missing(self, component: Component, apps: Set[str]) -> None:
+        """Say where nobody has appended yet: a name or the URL may not be what they have."""
+        event = "nothing to run" if self._once else "waiting"
+        why = "nobody has appended to it yet"
+        triggers = (update.trigger for update in component.triggers)
+        watched = {trigger.app for trigger in triggers if trigger and trigger.app}
+        # Requests come from another app's changes, too: then there may be some to run at once.
+        has_source = self._once and not watched.isdisjoint(apps)
+        if component.name not in apps and not has_source:
+            say(event, app=component.name, why=why)
+        for name in sorted(watched - apps):
+            say(event, app=component.name, watched=name, why=why)
 
     def _live(self) -> int:
         """Wait for messages, and look at the runners meanwhile."""

@@ -79,7 +79,8 @@ class UpdateNotice:
 class RelayNotice:
     """How far a trigger is behind the app that it watches: about so many events, for so long.
 
-    The deliveries of what handlers send are one of these, with no trigger's id.
+    The deliveries of what handlers send are one of these, with no trigger's id. `undelivered`
+    counts what this process could deliver to nobody; the notes of it are in the log.
     """
 
     trigger_id: str | None
@@ -88,6 +89,7 @@ class RelayNotice:
     lag_events: int
     lag_ms: int
     error: str | None
+    undelivered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +307,9 @@ def _relays(runner: Runner) -> Iterator[RelayNotice]:
         # Ages of a trigger that is level change by themselves, and are not news.
         lag_ms = one.lag_ms if one.lag_events else 0
         yield RelayNotice(
-            one.trigger_id, one.watched, one.state, one.lag_events, lag_ms, one.error_last
-        )
+            one.trigger_id, one.watched, one.state, one.lag_events, lag_ms, one.error_last,
+            one.undelivered,
+        )  # fmt: skip
 
 
 # --- runners of a program that is no daemon -------------------------------------------------------

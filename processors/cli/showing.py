@@ -149,16 +149,22 @@ def _write_status(session: Session, found: Sequence[AppStatus], faults: Sequence
             Cell("shards", flexible=True), Cell("runs now", flexible=True),
         ]  # fmt: skip
         write_table(columns, (_owner_row(one, notice) for one, notice in owners))
-    relays = [(one.app, relay) for one in found for relay in one.relays if relay.trigger_id]
+    relays = [
+        (one.app, relay)
+        for one in found
+        for relay in one.relays
+        if relay.trigger_id or relay.undelivered
+    ]
     if relays:
         click.echo()
         columns = [
             Cell("app", flexible=True), Cell("trigger", flexible=True), Cell("watches"),
             Cell("state"), Cell("lag", right=True), Cell("behind", right=True),
+            Cell("undelivered", right=True),
         ]  # fmt: skip
         rows = (
-            [app, str(relay.trigger_id), relay.watched, relay.state, f"{relay.lag_events:,}",
-             _duration(relay.lag_ms)]
+            [app, relay.trigger_id or "outbox", relay.watched, relay.state,
+             f"{relay.lag_events:,}", _duration(relay.lag_ms), f"{relay.undelivered:,}"]
             for app, relay in relays
         )  # fmt: skip
         write_table(columns, rows)

@@ -58,6 +58,21 @@ def keep(state, props):
 """
 
 
+#: Watches the other one, and cannot say for whom a change is.
+WATCHING = """
+from processors import Component, changed
+
+follower = Component("follower")
+
+def key(change):
+    return {"u-1": "u-1"}[change.instance]
+
+@follower.update(on=changed("n", app="cart", key=key, trigger_id="follow", start="beginning"))
+def see(state, props):
+    return {"seen": props["version"]}
+"""
+
+
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a module with a component, in the current folder."""
@@ -65,6 +80,15 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / f"{name}.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def watching(module: str, tmp_path: Path) -> Iterator[str]:
+    """The name of a module, in the current folder, whose component watches another app."""
+    name = f"{module}_watching"
+    (tmp_path / f"{name}.py").write_text(WATCHING)
     yield name
     sys.modules.pop(name, None)
 
@@ -127,6 +151,42 @@ def test_once_ends_where_nobody_has_appended_yet(run: Run, module: str) -> None:
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     (nothing,) = [line for line in lines if line["event"] == "nothing to run"]
     assert (nothing["app"], nothing["why"]) == ("cart", "nobody has appended to it yet")
+
+
+def test_an_app_that_a_trigger_watches_and_nobody_has_appended_to_is_named(
+    run: Run, folder: Path, watching: str
+) -> None:
+    arguments = ("run", f"{watching}:follower", "--once", "--log-format", "json")
+
+    before = run(*arguments)
+    with EventStore(folder) as store:
+        store.app("cart").append("u-1", {"n": 1}).result()
+    after = run(*arguments)
+
+    lines = [json.loads(line) for line in before.stderr.splitlines()]
+    missing = [line for line in lines if line["event"] == "nothing to run"]
+    assert [line.get("watched") for line in missing] == [None, "cart"]
+    assert "nothing to run" not in after.stderr
+    assert after.exit_code == 0
+    with EventStore(folder) as store:
+        assert store.app("follower").get("u-1") == {"seen": 1}
+
+
+def test_what_a_trigger_could_not_deliver_is_counted_by_status(
+    run: Run, folder: Path, watching: str
+) -> None:
+    component = load_component(f"{watching}:follower")
+    with EventStore(folder) as store, running(store, component) as publisher:
+        store.app("cart").append("nobody", {"n": 1}).result()
+
+        assert eventually(lambda: 1 in [one.undelivered for one in publisher.tick().relays])
+        (status,) = answers(run("status", "follower"))
+        table = run("status", "follower", "--table").stdout
+
+    (trigger,) = [one for one in status["owners"][0]["relays"] if one["trigger_id"]]
+    assert (trigger["trigger_id"], trigger["undelivered"]) == ("follow", 1)
+    (row,) = [line for line in table.splitlines() if "follow " in line and "cart" in line]
+    assert row.split()[-1] == "1"
 
 
 def test_a_health_port_that_is_taken_is_named(run: Run, module: str) -> None:
