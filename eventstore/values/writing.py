@@ -364,6 +364,8 @@ def _why_not(value: Any, kind: type) -> str:
         return f"a {name}: use dict(...) for a plain copy, or register it"
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
         return f"a function ({name}): state holds data only"
+    if isinstance(value, types.CoroutineType):
+        return f"a coroutine ({value.__qualname__}), which nobody awaited: `await` it first"
     if isinstance(value, type):
         return f"a class ({value.__module__}.{value.__qualname__}): state holds data only"
     return f"values of type {name} cannot be read back exactly: convert it, or register the type"

@@ -302,6 +302,17 @@ def test_what_would_not_read_back_exactly_is_refused(value: Any, reason: str) ->
         values.encode(value)
 
 
+def test_a_coroutine_that_nobody_awaited_is_told_from_other_values() -> None:
+    async def answer() -> int:
+        return 1
+
+    forgotten = answer()
+    with pytest.raises(UnsupportedValue, match="which nobody awaited: `await` it first"):
+        values.encode({"answer": forgotten})
+
+    forgotten.close()
+
+
 def test_ints_are_taken_up_to_a_stated_number_of_digits() -> None:
     assert reads_back(-(10**values.DIGITS_MAX - 1)) == -(10**values.DIGITS_MAX - 1)
 
