@@ -38,15 +38,15 @@ from processors.properties import Params
 if TYPE_CHECKING:
     from processors.instance import ComponentInstance
 
-__all__ = ["Changed", "Component", "Serve", "Update", "changed", "find_component"]
+__all__ = ["APP_NAME", "Changed", "Component", "Serve", "Update", "changed", "find_component"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 Isolation = Literal["snapshot", "serializable"]
 Worker = Literal["thread", "process"]
 
-#: A component's name is the name of its app, and so of a Kafka topic.
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,120}")
+#: What an app may be called: a component's name is that of its app, and so of a Kafka topic.
+APP_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,120}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def changed(
     for argument, text in (("app", app), ("trigger_id", trigger_id)):
         if text is not None and (not isinstance(text, str) or not text):
             raise TypeError(f"changed(): {argument}={text!r} is not a name")
-    if app is not None and not _NAME.fullmatch(app):
+    if app is not None and not APP_NAME.fullmatch(app):
         raise ValueError(
             f"changed(): app={app!r}: no app can have this name; give 1 to 120 letters, digits,"
             " '-' and '_'"
@@ -161,7 +161,7 @@ class Component:
         Raises:
             ValueError, TypeError: an argument is none of that.
         """
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or "__" in name:
+        if not isinstance(name, str) or not APP_NAME.fullmatch(name) or "__" in name:
             raise ValueError(
                 f"component {name!r}: a name has 1 to 120 letters, digits, '-' and '_', without"
                 " '__', which separates it from the instance's id"

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import orjson
 
 from eventstore import Diff, Discard, State, UnsupportedValue, values
+from processors.component import APP_NAME
 
 __all__ = ["Calls", "Context", "Superseded", "runs_in"]
 
@@ -145,7 +146,7 @@ class Context:
         recorded = self._calls.recorded(name, call_index, digest)
         if recorded is None:
             try:
-                result = values.encode(function(*args, **kwargs))
+                result = _stored(name, function(*args, **kwargs))
             except BaseException:
                 self._give_back(name, digest, call_index)
                 raise
@@ -188,7 +189,7 @@ class Context:
                     value = await asyncio.to_thread(function, *args, **kwargs)
                     if inspect.isawaitable(value):
                         value = await value
-                result = values.encode(value)
+                result = _stored(name, value)
             except BaseException:
                 self._give_back(name, digest, call_index)
                 raise
@@ -262,6 +263,10 @@ class Context:
             if not isinstance(text, str) or (not text and what != "name"):
                 raise ValueError(f"context: {text!r:.80} is no {what}, which is text")
             message[what] = text
+        if app is not None and not APP_NAME.fullmatch(app):
+            raise ValueError(
+                f"context: {app!r:.200} is no app's name: 1 to 120 letters, digits, '-' and '_'"
+            )
         try:
             self._outbox.append(orjson.dumps({**message, **more}))
         except TypeError as error:
@@ -271,3 +276,19 @@ class Context:
     def outbox(self) -> bytes | None:
         """What was sent, as it rides in the closing event: a JSON list; None when nothing."""
         return b"[" + b",".join(self._outbox) + b"]" if self._outbox else None
+
+
+def _stored(name: str, result: object) -> bytes:
+    """Return what an effect is recorded as.
+
+    Raises:
+        UnsupportedValue: it cannot be stored; the note says of which effect, which was made.
+    """
+    try:
+        return values.encode(result)
+    except UnsupportedValue as error:
+        error.add_note(
+            f"effect {name!r}: the call was made, and is not recorded, because what it returned"
+            " cannot be stored: have the function return plain data"
+        )
+        raise

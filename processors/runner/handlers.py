@@ -303,5 +303,10 @@ async def _timed(run: Run, arguments: tuple[Any, ...]) -> Any:
     runs_in.set(run.place)  # in the context of this task alone
     if run.update.timeout_s is None:
         return await run.update.function(*arguments)
-    async with asyncio.timeout(run.update.timeout_s):
-        return await run.update.function(*arguments)
+    try:
+        async with asyncio.timeout(run.update.timeout_s) as limit:
+            return await run.update.function(*arguments)
+    except TimeoutError as error:
+        if limit.expired() and not error.args:
+            raise TimeoutError(f"it ran longer than timeout_s={run.update.timeout_s}") from error
+        raise

@@ -320,7 +320,9 @@ def test_an_update_that_takes_longer_than_it_may_fails_and_the_lane_goes_on(
     closed = run(component).complete(receipts, WAIT_S)
     release.set()
 
-    assert body_of(closed[0])["reason"] == "timeout"
+    failure = body_of(closed[0])
+    assert failure["reason"] == "timeout"
+    assert failure["message"].startswith("it ran longer than timeout_s=0.1")
     assert app.get("i", "n") == 1
 
 
@@ -830,6 +832,44 @@ def test_what_is_raised_in_a_spawned_process_is_a_failure_like_any_other(
 
 
 # --- effects, checkpoints -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_effect_whose_result_cannot_be_stored_says_that_its_call_was_made(
+    store: EventStore, run: Callable[..., Runner], is_async: bool
+) -> None:
+    component = Component("effects")
+
+    def pay(state: State, props: dict[str, Any], context: Any) -> None:
+        context.effect("charge", object)
+
+    async def pay_async(state: State, props: dict[str, Any], context: Any) -> None:
+        await context.effect("charge", object)
+
+    component.update("k", name="pay")(pay_async if is_async else pay)
+    receipt = store.app("effects").request("i", "k/pay")
+    (failure,) = run(component).complete([receipt], WAIT_S)
+
+    assert (
+        "effect 'charge': the call was made, and is not recorded" in body_of(failure)["traceback"]
+    )
+
+
+@pytest.mark.parametrize("app_name", ["a b", "", "x" * 121])
+def test_a_message_to_what_can_be_no_app_is_refused_where_it_is_sent(
+    store: EventStore, run: Callable[..., Runner], app_name: str
+) -> None:
+    component = Component("sender")
+
+    @component.update("k")
+    def send(state: State, props: dict[str, Any], context: Any) -> None:
+        context.append("l-1", {"n": 1}, app=app_name)
+
+    receipt = store.app("sender").request("i", "k/send")
+    (failure,) = run(component).complete([receipt], WAIT_S)
+
+    assert body_of(failure)["reason"] == "raised"
+    assert " is no app" in body_of(failure)["message"]
 
 
 def test_an_effect_is_called_once_however_often_its_update_runs(
