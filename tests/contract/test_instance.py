@@ -1313,6 +1313,26 @@ def test_shutting_down_twice_is_harmless(counter: Component, store: EventStore) 
     assert not instance.running
 
 
+def test_a_call_that_outlives_its_instance_stops_the_updates_of_no_other(
+    counter: Component, store: EventStore, gate: str
+) -> None:
+    async def program(instance: ComponentInstance) -> None:
+        props = {"what": 1, "gate": gate}
+        call = asyncio.create_task(instance.arun("note", props, flush_update=True))
+        while "running" not in {one.state for one in await asyncio.to_thread(instance.requests)}:
+            await asyncio.sleep(0)
+        instance.shutdown()
+        gates[gate].set()
+        await asyncio.wait_for(call, DEADLINE_S)
+
+    with counter("other", store=store) as other:
+        asyncio.run(program(counter("mine", store=store)))
+
+        other.run("note", {"what": 2})
+
+        eventually(lambda: other.read_state("log") == [2])
+
+
 def test_an_instance_that_is_shut_down_says_so(counter: Component, store: EventStore) -> None:
     instance = counter("mine", store=store)
     instance.shutdown()
