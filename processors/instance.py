@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import datetime
 import logging
+import math
 import os
 import secrets
 import sys
@@ -277,7 +278,7 @@ class ComponentInstance:
 
         Raises:
             As for `run`.
-            ValueError: both delays, or a time without a zone.
+            ValueError: both delays, one below 0, or a time without a zone; nothing was run.
         """
         not_before_ms = _not_before_ms(delay_s, not_before)
         call = self._call(flow_key, props, ignore_cache, force_refresh, may_wait=True)
@@ -593,7 +594,11 @@ def _not_before_ms(delay_s: float | None, not_before: datetime.datetime | None) 
         if not_before.tzinfo is None:
             raise ValueError(f"submit: not_before={not_before} has no time zone")
         return round(not_before.timestamp() * 1_000)
-    return None if delay_s is None else round((time.time() + delay_s) * 1_000)
+    if delay_s is None:
+        return None
+    if not 0 <= delay_s < math.inf:
+        raise ValueError(f"submit: delay_s={delay_s} is no time to wait for, in seconds")
+    return round((time.time() + delay_s) * 1_000)
 
 
 def _readable_id() -> str:

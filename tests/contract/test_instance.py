@@ -7,6 +7,7 @@ observed there. Method: each promise is asked on a log in memory and on the embe
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
 import logging
 import sqlite3
@@ -1242,6 +1243,25 @@ def test_a_delayed_update_runs_when_it_is_due(counter: Component, store: EventSt
         later.wait(DEADLINE_S)
 
         assert instance.read_state("log") == ["now", "later"]
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"delay_s": -1},
+        {"delay_s": float("nan")},
+        {"delay_s": 1, "not_before": datetime.datetime.now(datetime.UTC)},
+        {"not_before": datetime.datetime(2030, 1, 1)},
+    ],
+)
+def test_a_delay_that_means_nothing_is_refused_before_anything_runs(
+    counter: Component, store: EventStore, when: dict[str, Any]
+) -> None:
+    with counter("mine", store=store) as instance:
+        with pytest.raises(ValueError, match="submit: "):
+            instance.submit("add", {"by": 1}, **when)
+
+        assert instance.requests() == []
 
 
 def test_a_failure_that_nobody_waits_for_is_an_error_in_the_log(
