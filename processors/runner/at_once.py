@@ -151,7 +151,8 @@ class AtOnce:
         fault_point("processor.append.after")
         self._processing.see_own(run.lane.instance)
         with self._board.mutex:
-            return Done(one.sequence, run.lane.expected_answer)
+            closed = run.lane.expected_answer
+        return Done(one.sequence, closed)
 
     def _raised(self, run: Run, error: BaseException, offset_next: int) -> Done:
         """Append a request whose update has raised, and then what that means for it."""

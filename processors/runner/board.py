@@ -166,7 +166,7 @@ class Board:
     def let_go(self, lane: Lane) -> None:
         """Give a lane back that was taken."""
         with self.mutex:
-            lane.is_busy = False
+            lane.is_busy, lane.turn = False, None
             lane.running = lane.run = None
             self.busy -= 1
             if lane.is_broken and not lane.in_flight:

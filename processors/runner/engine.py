@@ -368,25 +368,42 @@ class Runner:
         """
         if not self._at_once.is_for(update):
             return None
-        board = self._board
-        with board.mutex:
-            lane = None if board.is_stopping else self._lane(instance)
-            if lane is None:
-                return None
-            if not lane.is_at_rest:
-                board.forget(lane)
-                return None
-            board.take(lane)
+        board, lane, turn = self._board, None, object()
         try:
+            with board.mutex:
+                lane = self._lane_at_rest(instance)
+                if lane is None:
+                    return None
+                # No calls in here, as in Board.take: Ctrl-C comes in calls only, and who takes a
+                # lane must know that he has it.
+                lane.is_busy, lane.turn = True, turn
+                board.busy += 1
             done = self._at_once.run(lane, update, request)
         finally:
-            lane.expected = lane.expected_answer = None
-            board.let_go(lane)
+            # Ctrl-C may come before the first call has let go, and then the second does.
+            try:
+                self._end_at_once(lane, turn)
+            finally:
+                self._end_at_once(lane, turn)
         if done is None:
             return None
         if done.closed is None:  # it raised, say
             return self._completed(instance, done.sequence, math.inf)
         return self.processing.entry_of(done.closed)
+
+    def _lane_at_rest(self, instance: str) -> Lane | None:
+        """Return the lane of an instance of ours in which nothing goes on."""
+        lane = None if self._board.is_stopping else self._lane(instance)
+        if lane is None or lane.is_at_rest:
+            return lane
+        self._board.forget(lane)
+        return None
+
+    def _end_at_once(self, lane: Lane | None, turn: object) -> None:
+        """Let go of a lane, if it was taken for this turn and not let go of yet."""
+        if lane is not None and lane.turn is turn:
+            lane.expected = lane.expected_answer = None
+            self._board.let_go(lane)
 
     def complete(self, receipts: Sequence[Receipt], timeout_s: float | None = None) -> list[Entry]:
         """Wait until each of these requests is closed; return what closed them, in order.

@@ -140,16 +140,18 @@ class Handlers:
         """Call a plain update, and return what it returned or raised."""
         fault_point("processor.handler.before")
         result, error = None, None
-        token = runs_in.set(run.place)
+        # No token: Ctrl-C may come before it is kept, and this thread would be in an update for ever.
+        outside = runs_in.get()
         began_s = time.perf_counter()
         try:
+            runs_in.set(run.place)
             result = run.update.function(*run.arguments(self._given(run)))
         except BaseException as raised:  # SystemExit too: it is the handler's, not ours
             if is_interrupt(raised):
                 raise
             error = raised
         finally:
-            runs_in.reset(token)
+            runs_in.set(outside)
         self._took_s[run.update.name] = time.perf_counter() - began_s
         return result, error
 

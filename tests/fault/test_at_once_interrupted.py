@@ -1,0 +1,93 @@
+"""Ctrl-C in the middle of a run leaves an instance that works, wherever it comes.
+
+Goal: no interrupt leaves an instance's lane taken, or this thread in an update that has ended.
+Method: that of test_interrupts.py: KeyboardInterrupt is raised at the first place of a run where
+Python can raise it, then at the second, and so on. After each, another thread and this one run an
+update; at the end what was told is compared with the state. Left out are the places where this
+thread folds: what the view has to tell then may be lost to those who watch it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import eventstore
+import processors
+from eventstore import Diff, EventStore, LogUnavailable, State, follow
+from eventstore.history.verify import verify_app
+from processors import Component
+from processors.runner import at_once, handlers
+from tests.fault import test_interrupts
+from tests.fault.test_interrupts import DEADLINE_S, PLACES_MAX, Interrupt
+
+#: Where the code is that is interrupted.
+PACKAGES = tuple(str(Path(str(package.__file__)).parent) for package in (eventstore, processors))
+
+
+class InterruptOutsideFold(Interrupt):
+    """An interrupt that does not come while the view is folded."""
+
+    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
+        caller: FrameType | None = frame
+        while caller is not None:
+            if caller.f_code.co_filename == follow.__file__:
+                return None
+            caller = caller.f_back
+        return super()._enter(frame, event, argument)
+
+
+def test_an_instance_goes_on_after_an_interrupt_at_any_place_of_a_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "_QUICK_S_MAX", DEADLINE_S)
+    monkeypatch.setattr(at_once, "_USUAL_RUNS_MAX", 0)
+    monkeypatch.setattr(test_interrupts, "_PACKAGE", PACKAGES)
+    component = Component("tokens")
+    told: list[str] = []
+
+    @component.init_state
+    def begin() -> dict[str, Any]:
+        return {"log": []}
+
+    @component.update("k")
+    def note(state: State, props: Mapping[str, Any]) -> Diff:
+        return Diff().append("log", props["token"])
+
+    with (
+        EventStore(tmp_path) as store,
+        component("i", store=store) as instance,
+        ThreadPoolExecutor(1) as other_thread,
+    ):
+
+        def run(token: str) -> None:
+            instance.run("k", {"token": token}, flush_update=True)
+            told.append(token)
+
+        run("first")
+        for place in range(1, PLACES_MAX):
+            interrupt = InterruptOutsideFold(place)
+            interrupt.during(lambda place=place: run(f"interrupted-{place}"))  # type: ignore[misc]
+            if not interrupt.came_at:
+                break
+            # What the interrupt has cut off is told once, if nobody could be told at the time.
+            with contextlib.suppress(LogUnavailable):
+                store.flush(DEADLINE_S)
+            there = other_thread.submit(run, f"there-{place}")
+            assert there.exception(DEADLINE_S) is None, interrupt.came_at
+            run(f"here-{place}")
+
+        log = instance.read_state("log")
+        assert [token for token in log if not token.startswith("interrupted")] == [
+            token for token in told if not token.startswith("interrupted")
+        ]
+        assert len(set(log)) == len(log)
+        assert set(told) <= set(log)
+        assert not verify_app(store, "tokens").differences
+    assert 100 < place < PLACES_MAX - 1
