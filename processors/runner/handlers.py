@@ -140,7 +140,8 @@ class Handlers:
         """Call a plain update, and return what it returned or raised."""
         fault_point("processor.handler.before")
         result, error = None, None
-        # No token: Ctrl-C may come before it is kept, and this thread would be in an update for ever.
+        # Not by a token: Ctrl-C may come before it is kept, and then this thread would be taken for
+        # one that runs an update for ever.
         outside = runs_in.get()
         began_s = time.perf_counter()
         try:
