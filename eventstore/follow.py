@@ -25,6 +25,7 @@ from eventstore.errors import (
     ViewDamaged,
 )
 from eventstore.events import Event
+from eventstore.interrupts import HeldBack
 from eventstore.log.base import Log, Topic
 from eventstore.rows import Folded
 from eventstore.view.base import TableUnavailable
@@ -54,6 +55,7 @@ _WAKE_INTERVAL_S: Final = 0.01
 _ATTENDED_S: Final = 0.002
 #: How often a reader that waits for a position looks at its deadline, and whether all is closed.
 _READER_WAIT_S: Final = 0.25
+_NOTHING: Final = contextlib.nullcontext()
 
 
 class FollowProgress(NamedTuple):
@@ -357,7 +359,9 @@ class Follower:
             if batch.epoch > progress.epoch >= 0:
                 # Another leader: what it took over may end before what was folded.
                 self._verify_partition(partition)
-            self._writer.apply(partition, batch, self._quarantined.get(partition, frozenset()))
+            # What is folded is told once: an interrupt in between would keep it from the watchers.
+            with HeldBack() if self._watchers else _NOTHING:
+                self._writer.apply(partition, batch, self._quarantined.get(partition, frozenset()))
         except UnknownSchema as error:
             self._stop_at_unknown(partition, error)
             return self.offsets_next[partition] > offset

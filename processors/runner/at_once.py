@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from eventstore import Diff, EventTooLarge
 from eventstore.events import Event
+from eventstore.interrupts import LetThrough
 from eventstore.processing import Folded, NewerRecord, Processing
 from eventstore.testing import fault_point
 from processors.component import Component, Update
@@ -147,7 +148,8 @@ class AtOnce:
             )
         except EventTooLarge as error:
             return self._raised(run, error, offset_next)
-        receipts[1].result()
+        with LetThrough():
+            receipts[1].result()
         fault_point("processor.append.after")
         self._processing.see_own(run.lane.instance)
         with self._board.mutex:
@@ -158,7 +160,8 @@ class AtOnce:
         """Append a request whose update has raised, and then what that means for it."""
         lane = run.lane
         receipts = self._processing.send_unless_newer(lane.instance, [run.event], offset_next)
-        sequence = receipts[0].entry().sequence
+        with LetThrough():
+            sequence = receipts[0].entry().sequence
         with self._board.mutex:
             one = lane.waiting.get(sequence)
         if one is not None:  # the shard is still ours

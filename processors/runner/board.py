@@ -137,7 +137,7 @@ class Board:
             with self.mutex:
                 lane.is_lost = True
         except BaseException as error:
-            wait_s = UNAVAILABLE_WAIT_S
+            wait_s = UNAVAILABLE_WAIT_S if isinstance(error, Exception) else 0.0
             if isinstance(error, LogUnavailable):
                 if self.is_news_of_trouble():
                     logger.warning("%s/%s waits: %s", self.name, lane.instance, error)
@@ -166,7 +166,7 @@ class Board:
     def let_go(self, lane: Lane) -> None:
         """Give a lane back that was taken."""
         with self.mutex:
-            lane.is_busy, lane.turn = False, None
+            lane.is_busy = False
             lane.running = lane.run = None
             self.busy -= 1
             if lane.is_broken and not lane.in_flight:

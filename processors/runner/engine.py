@@ -41,6 +41,7 @@ from eventstore import (
     Verdict,
 )
 from eventstore.events import Event
+from eventstore.interrupts import HeldBack
 from eventstore.lifetime import abandon_in_child
 from eventstore.processing import Folded, Ownership, PendingRow, Processing
 from processors.component import Component, Update
@@ -368,42 +369,26 @@ class Runner:
         """
         if not self._at_once.is_for(update):
             return None
-        board, lane, turn = self._board, None, object()
-        try:
+        board = self._board
+        with HeldBack():  # or the lane would be taken for ever
             with board.mutex:
-                lane = self._lane_at_rest(instance)
+                lane = None if board.is_stopping else self._lane(instance)
                 if lane is None:
                     return None
-                # No calls in here, as in Board.take: Ctrl-C comes in calls only, and who takes a
-                # lane must know that he has it.
-                lane.is_busy, lane.turn = True, turn
-                board.busy += 1
-            done = self._at_once.run(lane, update, request)
-        finally:
-            # Ctrl-C may come before the first call has let go, and then the second does.
+                if not lane.is_at_rest:
+                    board.forget(lane)
+                    return None
+                board.take(lane)
             try:
-                self._end_at_once(lane, turn)
+                done = self._at_once.run(lane, update, request)
             finally:
-                self._end_at_once(lane, turn)
+                lane.expected = lane.expected_answer = None
+                board.let_go(lane)
         if done is None:
             return None
         if done.closed is None:  # it raised, say
             return self._completed(instance, done.sequence, math.inf)
         return self.processing.entry_of(done.closed)
-
-    def _lane_at_rest(self, instance: str) -> Lane | None:
-        """Return the lane of an instance of ours in which nothing goes on."""
-        lane = None if self._board.is_stopping else self._lane(instance)
-        if lane is None or lane.is_at_rest:
-            return lane
-        self._board.forget(lane)
-        return None
-
-    def _end_at_once(self, lane: Lane | None, turn: object) -> None:
-        """Let go of a lane, if it was taken for this turn and not let go of yet."""
-        if lane is not None and lane.turn is turn:
-            lane.expected = lane.expected_answer = None
-            self._board.let_go(lane)
 
     def complete(self, receipts: Sequence[Receipt], timeout_s: float | None = None) -> list[Entry]:
         """Wait until each of these requests is closed; return what closed them, in order.
@@ -452,12 +437,13 @@ class Runner:
     def _help(self, instance: str, sequence: int) -> None:
         """Take a turn of a lane in this thread, if it is free, and wait for its answer."""
         board = self._board
-        with board.mutex:
-            lane = board.lanes.get(instance)
-            if lane is None or not board.can_go(lane):
-                return
-            board.take(lane)
-        self._turns.take(lane, until=sequence)
+        with HeldBack():  # or the lane would be taken for ever
+            with board.mutex:
+                lane = board.lanes.get(instance)
+                if lane is None or not board.can_go(lane):
+                    return
+                board.take(lane)
+            self._turns.take(lane, until=sequence)
         with board.mutex:
             one = lane.in_flight.get(sequence)
             receipt = None if one is None else one.receipt

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 from eventstore import Diff
+from eventstore.interrupts import LetThrough
 from eventstore.testing import fault_point
 from processors.component import Component, Update
 from processors.context import Superseded, runs_in
@@ -140,19 +141,17 @@ class Handlers:
         """Call a plain update, and return what it returned or raised."""
         fault_point("processor.handler.before")
         result, error = None, None
-        # Not by a token: Ctrl-C may come before it is kept, and then this thread would be taken for
-        # one that runs an update for ever.
-        outside = runs_in.get()
+        token = runs_in.set(run.place)
         began_s = time.perf_counter()
         try:
-            runs_in.set(run.place)
-            result = run.update.function(*run.arguments(self._given(run)))
+            with LetThrough():
+                result = run.update.function(*run.arguments(self._given(run)))
         except BaseException as raised:  # SystemExit too: it is the handler's, not ours
             if is_interrupt(raised):
                 raise
             error = raised
         finally:
-            runs_in.set(outside)
+            runs_in.reset(token)
         self._took_s[run.update.name] = time.perf_counter() - began_s
         return result, error
 

@@ -84,8 +84,6 @@ class Lane:
     in_flight: dict[int, Waiting] = field(default_factory=dict)
     #: Some thread, or a task of the loop, has this lane.
     is_busy: bool = False
-    #: What names the turn of a caller that runs an update at once, until he lets go.
-    turn: object = None
     #: It stands in the queue of lanes that can go on.
     is_queued: bool = False
     #: An answer was refused: nothing goes on before all answers on their way are judged.

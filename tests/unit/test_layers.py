@@ -87,6 +87,7 @@ LAYERS = (
     (
         "eventstore.config",
         "eventstore.errors",
+        "eventstore.interrupts",
         "eventstore.lifetime",
         "eventstore.locks",
         "eventstore.testing",
@@ -107,6 +108,7 @@ FOR_PROCESSORS = (
     "eventstore.cli.output",
     "eventstore.cli.session",
     "eventstore.events",
+    "eventstore.interrupts",
     "eventstore.lifetime",
     "eventstore.locks",
     "eventstore.processing",

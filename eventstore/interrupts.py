@@ -1,0 +1,80 @@
+"""Ctrl-C, held back where half of something must not be all that is done.
+
+Python raises KeyboardInterrupt in the main thread between any two of its steps. A program that ends
+by it needs nothing of this; a shell, a notebook or a test goes on, and what was taken and not given
+back, or found out and not told, would be so for as long as the process lives.
+
+Held back is what Python does by itself. A handler of the program's own (asyncio has one) is left
+alone: it decides what a Ctrl-C means. Somebody who presses it a second time means it, whatever it
+cuts off. (tests/fault/test_interrupts.py, tests/fault/test_at_once_interrupted.py)
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Self
+
+__all__ = ["HeldBack", "LetThrough"]
+
+
+class HeldBack:
+    """While its block runs in the main thread, Ctrl-C waits for the end of it."""
+
+    __slots__ = ("_came", "_holds")
+
+    def __init__(self) -> None:
+        self._came = self._holds = False
+
+    def __enter__(self) -> Self:
+        global _holder
+        is_main = threading.get_ident() == threading.main_thread().ident
+        # Within another such block it is not Python's own handler any more.
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # What comes before this is raised, and nothing has begun; what comes after it waits.
+            signal.signal(signal.SIGINT, self.note)
+            self._holds = True
+            _holder = self
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        global _holder
+        if self._holds:
+            _holder = None
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.raise_what_came()
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Take note of a Ctrl-C; raise it if it is not the first."""
+        if self._came:
+            self.raise_what_came()
+        self._came = True
+
+    def raise_what_came(self) -> None:
+        """Raise what was held back, once."""
+        if self._came:
+            self._came = False
+            raise KeyboardInterrupt
+
+
+#: The block that holds back now: of the main thread, there is no other.
+_holder: HeldBack | None = None
+
+
+class LetThrough:
+    """Within a block that holds it back, code of others may be interrupted all the same."""
+
+    __slots__ = ("_holder",)
+
+    def __enter__(self) -> Self:
+        is_here = _holder is not None and threading.get_ident() == threading.main_thread().ident
+        self._holder = _holder if is_here else None
+        if self._holder is not None:
+            self._holder.raise_what_came()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._holder is not None:
+            signal.signal(signal.SIGINT, self._holder.note)
