@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal
 
 from eventstore import codec, values
@@ -16,6 +16,7 @@ from eventstore.diff import ABSENT, Diff, encode_fields
 from eventstore.diff import Path as FieldPath
 from eventstore.drafts import Drafts, as_diff, fork_events, origin_of
 from eventstore.errors import (
+    Closed,
     ConfigError,
     Conflict,
     InstanceNotFound,
@@ -59,8 +60,17 @@ class App:
     process when one is free), folds what the log has since, and keeps it up from then on.
     """
 
-    def __init__(self, channel: Channel, state_type: Any = None, *, validate: bool = True) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        state_type: Any = None,
+        *,
+        validate: bool = True,
+        others: Callable[[], Callable[[str], App] | None] = lambda: None,
+    ) -> None:
         self._channel = channel
+        #: The store's `app`, weakly: who keeps apps per store would else keep the store for ever.
+        self._others = others
         self._type = state_type
         self._validate = validate and state_type is not None
         self._drafts = Drafts(state_type if self._validate else None, channel.generation)
@@ -69,6 +79,13 @@ class App:
     def name(self) -> str:
         """The app's name."""
         return self._channel.name
+
+    def _other(self, name: str) -> App:
+        """Return another app of the same store; for Processing."""
+        app = self._others()
+        if app is None:
+            raise Closed(f"app {self.name}: its store is gone")
+        return app(name)
 
     # --- writing --------------------------------------------------------------------------------
 

@@ -178,6 +178,18 @@ class Processing:
         """
         return self._channel.steadily(lambda: self._state(instance, None))
 
+    def state_in(self, app: str, instance: str) -> State:
+        """Return the newest state acknowledged to anyone, of this app or another of the store.
+
+        It waits for it as `App.get` with `fresh` does.
+
+        Raises:
+            As for App.get.
+        """
+        its = self.app if app == self.name else self.app._other(app)
+        state: State = its.get(instance, fresh=True)
+        return state
+
     def state_at(self, instance: str, version: int) -> State:
         """Return the state at a version that the instance is known to have had."""
         return self._channel.steadily(lambda: self._state(instance, version))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -102,12 +103,13 @@ class EventStore:
                 channel = self._channels[name] = Channel(
                     name, self.log, self.config, self._progress
                 )
+        others = weakref.WeakMethod(self.app)
         if state_type is None:
-            return App(channel)
+            return App(channel, others=others)
         # Validation needs pydantic, which takes longer to import than a small program runs.
         from eventstore.typed import StateType
 
-        return App(channel, StateType.of(state_type), validate=validate == "on")
+        return App(channel, StateType.of(state_type), validate=validate == "on", others=others)
 
     def apps(self) -> list[str]:
         """Return the names of the apps that have events, sorted."""

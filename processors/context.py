@@ -19,8 +19,9 @@ import heapq
 import inspect
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
+from types import CoroutineType
 from typing import Any, Protocol
 
 import orjson
@@ -64,11 +65,20 @@ class Calls(Protocol):
             Superseded: the request is closed, or the part met a newer state.
         """
 
+    def get(self, instance: str | None, app: str | None) -> State:
+        """Return the newest committed state of another instance; None: of the request's own name.
+
+        Raises:
+            InstanceNotFound: there is none.
+            ValueError: it is the request's own instance, or can be none.
+            Superseded: this runner has ended.
+        """
+
 
 class Context:
     """One run of one request. Made by the runner, and of no use after the handler returned.
 
-    In an async update, `effect` and `checkpoint` are awaited; in a plain one they wait.
+    In an async update, `effect`, `checkpoint` and `get` are awaited; in a plain one they wait.
 
     Attributes:
         idempotency_key: names the request: the same for each of its runs, on every log that it is
@@ -142,7 +152,9 @@ class Context:
             )
         call_index = self._number(name, digest)
         if self._is_async:
-            return self._effect_async(name, call_index, digest, function, args, kwargs)
+            return _called(
+                "effect", self._effect_async(name, call_index, digest, function, args, kwargs)
+            )
         recorded = self._calls.recorded(name, call_index, digest)
         if recorded is None:
             try:
@@ -208,8 +220,30 @@ class Context:
         """
         diff = self._as_diff(state).encode()
         if self._is_async:
-            return asyncio.to_thread(self._calls.checkpoint, diff)
+            return _called("checkpoint", asyncio.to_thread(self._calls.checkpoint, diff))
         return self._calls.checkpoint(diff)
+
+    def get(self, instance: str | None = None, *, app: str | None = None) -> Any:
+        """Read the newest committed state of another instance: a State, as it is stored.
+
+        It has all that was acknowledged to anyone before the call, and nothing of what is on its
+        way, such as what this run has sent. A plain read: it guards nothing, with
+        `isolation="serializable"` neither, and a later run may find something newer.
+
+        Args:
+            instance: its name; default: that of this update's instance, for an app beside it.
+            app: the app that it is of; default: the component's own.
+
+        Raises:
+            InstanceNotFound: there is none. One that only waits for its first update is at version
+                0, without fields, as for `App.get`.
+            ValueError: it is this update's own instance, which is given as `state`; or there can
+                be no such instance or app.
+        """
+        _refuse_no_app(app)
+        if self._is_async:
+            return _called("get", asyncio.to_thread(self._calls.get, instance, app))
+        return self._calls.get(instance, app)
 
     def append(
         self,
@@ -257,16 +291,13 @@ class Context:
     ) -> None:
         """Encode a message now: what cannot be sent is the handler's error, where it is made."""
         message = {"instance": instance, "kind": kind, "name": name, "body": orjson.Fragment(body)}
-        for what, text in (("instance", instance), ("name", name), ("app", app)):
-            if text is None and what == "app":
-                continue
-            if not isinstance(text, str) or (not text and what != "name"):
-                raise ValueError(f"context: {text!r:.80} is no {what}, which is text")
-            message[what] = text
-        if app is not None and not APP_NAME.fullmatch(app):
-            raise ValueError(
-                f"context: {app!r:.200} is no app's name: 1 to 120 letters, digits, '-' and '_'"
-            )
+        if not isinstance(instance, str) or not instance:
+            raise ValueError(f"context: {instance!r:.80} is no instance, which is text")
+        if not isinstance(name, str):
+            raise ValueError(f"context: {name!r:.80} is no name, which is text")
+        _refuse_no_app(app)
+        if app is not None:
+            message["app"] = app
         try:
             self._outbox.append(orjson.dumps({**message, **more}))
         except TypeError as error:
@@ -276,6 +307,25 @@ class Context:
     def outbox(self) -> bytes | None:
         """What was sent, as it rides in the closing event: a JSON list; None when nothing."""
         return b"[" + b",".join(self._outbox) + b"]" if self._outbox else None
+
+
+def _called(name: str, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    """Give a coroutine the name of the call: Python warns by it when nobody awaits it."""
+    assert isinstance(coroutine, CoroutineType)  # of an `async def`
+    coroutine.__qualname__ = f"context.{name}"
+    return coroutine
+
+
+def _refuse_no_app(app: object) -> None:
+    """Raise ValueError for what can be no app's name; None stands for the component's own."""
+    if app is None:
+        return
+    if not isinstance(app, str) or not app:
+        raise ValueError(f"context: {app!r:.80} is no app, which is text")
+    if not APP_NAME.fullmatch(app):
+        raise ValueError(
+            f"context: {app!r:.200} is no app's name: 1 to 120 letters, digits, '-' and '_'"
+        )
 
 
 def _stored(name: str, result: object) -> bytes:

@@ -25,7 +25,7 @@ from eventstore import (
     Verdict,
 )
 from eventstore.events import Answer, EffectKey, Event
-from eventstore.processing import Processing
+from eventstore.processing import Processing, instance_fault
 from eventstore.testing import fault_point
 from processors.component import Component, Update
 from processors.context import Context, Superseded
@@ -306,6 +306,20 @@ class LogCalls:
             return self._waiting_for_log(
                 lambda: self._go_on(self._processing.state_at(self._instance, entry.version))
             )
+
+    def get(self, instance: str | None, app: str | None) -> State:
+        """Return the newest committed state of another instance, by the store that is run on."""
+        name = self._instance if instance is None else instance
+        app_name = self._processing.name if app is None else app
+        if (fault := instance_fault(name)) is not None:
+            raise ValueError(f"context: {fault}")
+        if (app_name, name) == (self._processing.name, self._instance):
+            # Answers before this one may be on their way: what is stored would be older.
+            raise ValueError(
+                f"context.get: {app_name}/{name} is the instance that this update runs on: its"
+                " state is the handler's first parameter, or what context.checkpoint returned"
+            )
+        return self._waiting_for_log(lambda: self._processing.state_in(app_name, name))
 
     def _passed(self, number: int) -> State:
         """Return the state after a part that an earlier run made."""

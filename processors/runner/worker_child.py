@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from eventstore import Diff, State
 from processors.component import Component, Update, find_component
-from processors.context import Context
+from processors.context import Context, Superseded
 from processors.properties import Properties
 from processors.results import LiveStates, diff_of, handler_state
 
@@ -133,6 +133,10 @@ class PipeCalls:
         self.state = self._ask("checkpoint", diff)
         return self.state
 
+    def get(self, instance: str | None, app: str | None) -> State:
+        state: State = self._ask("get", instance, app)
+        return state
+
     def _ask(self, method: str, *arguments: Any) -> Any:
         with self._turn:
             # What a handler left running must not talk into the next task's conversation.
@@ -143,7 +147,10 @@ class PipeCalls:
         if reply.refused is None:
             return reply.value
         error = unpickled(reply.error) or RuntimeError(reply.refused)
-        self._refusals.append(error)
+        # What a read raises is the handler's, as in the runner's own process: there is no such
+        # instance, say. What another call raises says something of this run.
+        if method != "get" or isinstance(error, Superseded):
+            self._refusals.append(error)
         raise error
 
     def has_raised(self, error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from eventstore import (
     Discard,
     Entry,
     EventStore,
+    InstanceNotFound,
     Kind,
     LogUnavailable,
     OutcomeUnknown,
@@ -831,7 +832,226 @@ def test_what_is_raised_in_a_spawned_process_is_a_failure_like_any_other(
     assert "raise_readable" in failure["traceback"]
 
 
+# --- reads ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_update_reads_other_instances_of_its_own_app_and_of_others(
+    store: EventStore, run: Callable[..., Runner], is_async: bool
+) -> None:
+    component = Component("reader")
+
+    def found(other: State, order: State, namesake: State) -> dict[str, Any]:
+        return {
+            "other": other["n"],
+            "order": [order.app, order.instance, order.version, order["status"]],
+            "namesake": namesake["n"],
+        }
+
+    def read(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        return found(
+            context.get("j"), context.get("o-1", app="orders"), context.get(app="namesakes")
+        )
+
+    async def read_async(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        return found(
+            *await asyncio.gather(
+                context.get("j"), context.get("o-1", app="orders"), context.get(app="namesakes")
+            )
+        )
+
+    component.update("k", name="read")(read_async if is_async else read)
+    store.app("orders").append("o-1", {"status": "new"})
+    store.app("orders").append("o-1", {"status": "paid"})
+    store.app("namesakes").append("i", {"n": 2})
+    app = store.app("reader")
+    app.append("j", {"n": 1})
+
+    run(component).complete([app.request("i", "k/read")], WAIT_S)
+
+    assert dict(app.get("i")) == {
+        "other": 1,
+        "order": ["orders", "o-1", 2, "paid"],
+        "namesake": 2,
+    }
+
+
+def test_an_update_reads_what_another_program_was_told_is_written(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    if store.url.startswith("memory:"):
+        pytest.skip("a memory log is one program's")
+    component = Component("reader")
+
+    with EventStore(store.url, namespace=store.config.namespace) as elsewhere:
+        orders = elsewhere.app("orders")
+
+        @component.update("k")
+        def read(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+            seen = []
+            for n in range(20):
+                orders.append("o-1", {"n": n}).result()
+                seen.append(context.get("o-1", app="orders")["n"])
+            return {"seen": seen}
+
+        app = store.app("reader")
+        run(component).complete([app.request("i", "k/read")], WAIT_S)
+
+    assert app.get("i", "seen") == list(range(20))
+
+
+def test_a_read_of_what_only_waits_is_of_version_0_and_of_what_is_not_there_an_error(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("reader")
+    caught: list[str] = []
+
+    @component.update("k")
+    def read(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        waiting = context.get("waiting", app="orders")
+        for place in ({"instance": "nobody"}, {"instance": "x", "app": "nowhere"}):
+            try:
+                context.get(**place)
+            except InstanceNotFound as error:
+                caught.append(str(error))
+        return {"waiting": [waiting.version, dict(waiting)]}
+
+    store.app("orders").request("waiting", "k/later")
+    app = store.app("reader")
+    run(component).complete([app.request("i", "k/read")], WAIT_S)
+
+    assert app.get("i", "waiting") == [0, {}]
+    assert caught == [
+        "app 'reader' has no instance 'nobody'",
+        "app 'nowhere' has no instance 'x'",
+    ]
+    assert "nowhere" not in store.apps()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ({}, "context.get: reader/i is the instance that this update runs on"),
+        ({"instance": "i", "app": "reader"}, "its state is the handler's first parameter"),
+        ({"instance": "j", "app": "a b"}, "'a b' is no app's name"),
+        ({"instance": "j", "app": ""}, "'' is no app"),
+        ({"instance": ""}, "a name is text, and not empty"),
+        ({"instance": 7}, "7: a name is text"),
+        ({"instance": "$foldlog/clock"}, "names that begin with $foldlog/ are ours"),
+    ],
+)
+def test_a_read_of_the_own_instance_or_of_what_can_be_none_is_refused(
+    store: EventStore, run: Callable[..., Runner], place: dict[str, Any], words: str
+) -> None:
+    component = Component("reader")
+
+    @component.update("k")
+    def read(state: State, props: dict[str, Any], context: Any) -> None:
+        context.get(**place)
+
+    receipt = store.app("reader").request("i", "k/read")
+    (failure,) = run(component).complete([receipt], WAIT_S)
+
+    assert (body_of(failure)["reason"], body_of(failure)["type"]) == ("raised", "ValueError")
+    assert words in body_of(failure)["message"]
+
+
+def test_what_an_update_reads_of_others_guards_nothing(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("strict")
+    runs: list[int] = []
+
+    @component.update("k", isolation="serializable")
+    def copy(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        runs.append(context.attempt)
+        value = context.get("j")["value"]
+        app.append("j", {"value": value + 1}).result()
+        return {"copy": value}
+
+    app = store.app("strict")
+    app.append("j", {"value": 1})
+    run(component).complete([app.request("i", "k/copy")], WAIT_S)
+
+    assert (app.get("i", "copy"), app.get("j", "value"), runs) == (1, 2, [1])
+
+
+def test_a_log_that_is_away_while_an_update_reads_is_waited_for(
+    store: EventStore, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("away")
+    failures = iter([LogUnavailable("away"), ReadTimeout("slow")])
+
+    @component.update("k")
+    def read(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        return {"n": context.get("o-1", app="orders")["n"], "attempt": context.attempt}
+
+    runner = run(component)
+    state_in = runner.processing.state_in
+
+    def failing(app: str, instance: str) -> State:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return state_in(app, instance)
+
+    monkeypatch.setattr(runner.processing, "state_in", failing)
+    store.app("orders").append("o-1", {"n": 1})
+    app = store.app("away")
+    runner.complete([app.request("i", "k/read")], WAIT_S)
+
+    assert next(failures, None) is None
+    assert dict(app.get("i")) == {"n": 1, "attempt": 1}
+
+
+def test_an_update_in_a_spawned_process_reads_by_the_runner_s_store(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("Handlers")
+    store.app("orders").append("o-1", {"status": "paid", "items": ["book"]})
+    runner = run(worker_handlers.component, worker="process")
+
+    closed = runner.complete(
+        [
+            app.request("i", "do/read_another", {"instance": "o-1", "app": "orders"}),
+            app.request("i", "do/read_another", {"instance": "o-2", "app": "orders"}),
+            app.request("i", "do/read_another", {"instance": "i", "app": "Handlers"}),
+            app.request("i", "do/count", {"by": 1}),
+        ],
+        WAIT_S,
+    )
+
+    assert app.get("i", "pid") != os.getpid()
+    assert app.get("i", "read") == [1, {"status": "paid", "items": ["book"]}]
+    kinds = [Kind.DIFF, Kind.FAILURE, Kind.FAILURE, Kind.DIFF]
+    assert [entry.event.kind for entry in closed] == kinds
+    assert [body_of(closed[n])["type"] for n in (1, 2)] == ["InstanceNotFound", "ValueError"]
+
+
 # --- effects, checkpoints -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda context: context.checkpoint({}), "checkpoint"),
+        (lambda context: context.effect("nothing", dict), "effect"),
+        (lambda context: context.get("j"), "get"),
+    ],
+)
+def test_a_call_that_nobody_awaits_is_warned_about_by_its_name(
+    store: EventStore,
+    run: Callable[..., Runner],
+    call: Callable[[Any], object],
+    name: str,
+) -> None:
+    component = Component("forgetful")
+
+    @component.update("k")
+    async def forget(state: State, props: dict[str, Any], context: Any) -> None:
+        call(context)
+
+    with pytest.warns(RuntimeWarning, match=f"'context.{name}' was never awaited"):
+        run(component).complete([store.app("forgetful").request("i", "k/forget")], WAIT_S)
 
 
 @pytest.mark.parametrize("is_async", [False, True])

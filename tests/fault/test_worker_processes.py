@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from eventstore import Closed
+from eventstore import Closed, InstanceNotFound
 from processors.context import Superseded
 from processors.runner import workers as workers_room
 from processors.runner.workers import HandlerRaised, NotImportable, WorkerDied, Workers
@@ -118,6 +118,16 @@ def test_a_checkpoint_gives_the_state_that_the_parent_has_and_only_later_changes
     assert fields_of(done) == {"seen": True, "whole": True}
 
 
+def test_another_instance_is_read_by_the_parent(workers: Workers) -> None:
+    calls = Parent(fields={"text": "as the parent has it", "tuple": (1, 2)})
+
+    done = workers.run(task("read_another", {"instance": "o-1", "app": "orders"}), calls)
+
+    assert calls.reads == [("o-1", "orders")]
+    assert fields_of(done)["read"] == [3, {"text": "as the parent has it", "tuple": (1, 2)}]
+    assert fields_of(done)["pid"] != os.getpid()
+
+
 def test_an_async_handler_runs_on_a_loop_in_the_child(workers: Workers) -> None:
     first = workers.run(task("wait_on_a_loop"), Parent())
     second = workers.run(task("wait_on_a_loop"), Parent())
@@ -198,6 +208,26 @@ def test_what_a_call_raises_here_ends_the_handler_and_is_raised_here(
         workers.run(task("use_checkpoint"), Parent(refusal=refusal))
 
     assert caught.value is refusal
+
+
+def test_what_is_not_there_to_be_read_is_the_handler_s_error_and_no_trouble_of_the_parent(
+    workers: Workers,
+) -> None:
+    place = {"instance": "o-1", "app": "orders"}
+    calls = Parent(refusal=InstanceNotFound("orders", "o-1"))
+
+    with pytest.raises(HandlerRaised, match="app 'orders' has no instance 'o-1'") as caught:
+        workers.run(task("read_another", place), calls)
+
+    assert caught.value.is_a((KeyError,))
+    assert isinstance(caught.value.exception, InstanceNotFound)
+
+
+def test_a_read_by_a_run_that_is_over_ends_it(workers: Workers) -> None:
+    place = {"instance": "o-1", "app": "orders"}
+
+    with pytest.raises(Superseded, match="the runner has ended"):
+        workers.run(task("read_another", place), Parent(refusal=Superseded("the runner has ended")))
 
 
 def test_a_handler_that_takes_too_long_is_killed(workers: Workers) -> None:

@@ -98,6 +98,12 @@ def use_checkpoint(state: State, props: Mapping[str, Any], context: Context) -> 
 
 
 @component.update("do")
+def read_another(state: State, props: Mapping[str, Any], context: Context) -> dict[str, object]:
+    other: State = context.get(props["instance"], app=props["app"])
+    return {"read": [other.version, dict(other)], "pid": os.getpid()}
+
+
+@component.update("do")
 async def wait_on_a_loop(
     state: State, props: Mapping[str, Any], context: Context
 ) -> dict[str, object]:

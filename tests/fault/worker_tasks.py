@@ -52,6 +52,7 @@ class Parent:
     ) -> None:
         self.effects: dict[tuple[str, int, str], bytes] = {}
         self.parts: list[Diff] = []
+        self.reads: list[tuple[str | None, str | None]] = []
         self.has_recorded = threading.Event()
         self.last_result: Any = None
         self._fields = dict(fields or {})
@@ -79,6 +80,12 @@ class Parent:
         self.parts.append(Diff.from_json(orjson.loads(diff)))
         after = State(self._fields).apply(self.parts[-1])
         return state_of(dict(after), version=2)
+
+    def get(self, instance: str | None, app: str | None) -> State:
+        self.reads.append((instance, app))
+        if self._refusal is not None:
+            raise self._refusal
+        return state_of(self._fields, version=3)
 
     def wait(self) -> Any:
         """Wait until an effect is recorded; return its result."""
