@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from eventstore import Diff, EventTooLarge
+from eventstore import Closed, Diff, EventTooLarge
 from eventstore.events import Event
 from eventstore.interrupts import LetThrough
 from eventstore.processing import Folded, NewerRecord, Processing
@@ -123,6 +123,8 @@ class AtOnce:
             lane.expected = one.sequence
         diff, error = self._handlers.diff_of(run, *self._handlers.call(run))
         fault_point("processor.handler.after")
+        if isinstance(error, Closed):
+            return None  # the view was opened anew under it: as usual, then
         try:
             if diff is not None:
                 done = self._answered(run, diff, offset_next)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from eventstore import Diff
+from eventstore import Closed, Diff
 from eventstore.interrupts import LetThrough
 from eventstore.testing import fault_point
 from processors.component import Component, Update
@@ -97,7 +97,8 @@ class Handlers:
         """Answer for a handler that returned or raised."""
         diff, error = self.diff_of(run, result, error)
         fault_point("processor.handler.after")
-        if isinstance(error, Superseded):
+        if isinstance(error, Superseded | Closed):
+            # Closed: the view that its state is of was opened anew; it reads the next one then.
             self._answering.superseded(run)
         elif diff is None:
             assert error is not None

@@ -1,10 +1,11 @@
 """Lanes: which requests of an instance wait, in which order, and which answers are on their way.
 
-Pure bookkeeping, without threads, clock or log: the board's lock is held around every call.
+Pure bookkeeping, without threads or log: the board's lock is held around every call.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Waiting:
     live: LiveState | None = None
     #: Of the answer that is on its way.
     receipt: Receipt | None = None
+    #: When it came to this process (time.monotonic()).
+    came_s: float = field(default_factory=time.monotonic)
 
     @property
     def needs_settled_state(self) -> bool:

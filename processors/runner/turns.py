@@ -65,8 +65,8 @@ class Turns:
         self._unknown_wait_s = unknown_wait_s
         #: Given once it is made: the two need one another.
         self.handlers: Handlers | None = None
-        #: Names of requests that this code does not know, and since when (time.monotonic()).
-        self.unknown: dict[str, float] = {}
+        #: Names of requests that this code did not know.
+        self.unknown: set[str] = set()
         self._chains = secrets.token_urlsafe(9)
         self._chain_numbers = itertools.count()
 
@@ -186,9 +186,10 @@ class Turns:
 
     def _meet_unknown(self, lane: Lane, one: Waiting) -> None:
         """Wait for code that knows a request; fail it when that does not come."""
-        now_s = time.monotonic()
         with self._board.mutex:
-            left_s = self.unknown.setdefault(one.name, now_s) + self._unknown_wait_s - now_s
+            self.unknown.add(one.name)
+            # Since it came here, each of them: old code may run beside the new all day.
+            left_s = one.came_s + self._unknown_wait_s - time.monotonic()
             if left_s > 0:
                 self._board.pause(lane, left_s)
                 return

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eventstore import Diff, EventStore, State
+from eventstore import Diff, EventStore, Kind, State
 from processors import Component, changed
 from processors.runner import Runner
 
@@ -93,3 +93,28 @@ def test_a_trigger_sees_what_is_appended_after_an_instance_was_opened(
         instance.write_state(Diff().append("items", "book"))
 
         assert seen.wait(WAIT_S)
+
+
+def test_an_update_whose_view_is_rebuilt_under_it_runs_again_on_the_new_one(
+    store: EventStore, run: Callable[[Component], Runner]
+) -> None:
+    component = Component("rebuilt")
+    begun, go = threading.Event(), threading.Event()
+
+    @component.update("k")
+    def double(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        go.wait(WAIT_S)
+        return {"n": state["n"] * 2}
+
+    app = store.app("rebuilt")
+    app.append("i", {"n": 21})
+    runner = run(component)
+    receipt = app.request("i", "k/double")
+    assert begun.wait(WAIT_S)
+    app.rebuild_view()
+    go.set()
+    (closed,) = runner.complete([receipt], WAIT_S)
+
+    assert closed.event.kind == Kind.DIFF
+    assert app.get("i", "n") == 42
