@@ -343,6 +343,20 @@ def test_a_request_that_no_code_knows_fails_with_advice_and_blocks_no_other_inst
     assert (app.get("i", "log"), app.get("j", "log")) == ([1], [2])
 
 
+def test_each_request_that_no_code_knows_has_its_own_time_to_find_some(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("log")
+    runner = run(log_component(), unknown_wait_s=0.2)
+
+    for _ in range(2):
+        asked = app.request("i", "gone/renamed")
+        (closed,) = runner.complete([asked], WAIT_S)
+
+        assert body_of(closed)["reason"] == "unknown"
+        assert closed.time_ms - asked.entry().time_ms >= 200
+
+
 def test_triggers_that_lead_in_a_circle_end(store: EventStore, run: Callable[..., Runner]) -> None:
     from eventstore.events import RequestPolicy
     from eventstore.processing import Processing
