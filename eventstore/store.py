@@ -83,8 +83,8 @@ class EventStore:
 
         Args:
             name: letters, digits, `-` and `_`.
-            state_type: a pydantic model, dataclass or TypedDict; every write is then checked
-                before it is appended, and `State.data` is one.
+            state_type: a pydantic model, dataclass or TypedDict; what a write sets is then
+                checked before it is appended, and `State.data` is one.
             validate: "off" reads and writes without the checks (to mend stored state, say).
 
         Raises:
