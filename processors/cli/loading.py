@@ -56,7 +56,10 @@ def load_component(name: str) -> Component:
     module_name, colon, path = name.partition(":")
     if not module_name or (colon and not path):
         raise click.UsageError(f"{name!r}: write module:component")
-    module = _import(module_name)
+    # "." begins a relative import, which importlib refuses in words of its own.
+    if module_name.startswith(".") or _has_folders(module_name):
+        raise click.UsageError(_no_path(module_name, path))
+    module = _import(module_name, path)
     if not colon:
         raise click.UsageError(f"{name!r}: write module:component; {_listed(module, '')}")
     value: object = module
@@ -74,7 +77,7 @@ def load_component(name: str) -> Component:
     return value
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str, component: str) -> ModuleType:
     folder = os.getcwd()
     if folder not in sys.path:
         # As `python -m` has it; a command that was installed has its own folder there instead.
@@ -83,7 +86,7 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise click.UsageError(_not_found(name, folder)) from None
+            raise click.UsageError(_not_found(name, component, folder)) from None
         raise click.ClickException(
             f"module {name} cannot be imported, because it imports {error.name!r}, which is not"
             f" installed in {sys.prefix}"
@@ -98,10 +101,31 @@ def _import(name: str) -> ModuleType:
         raise click.ClickException(f"module {name} cannot be imported:\n{shown}") from None
 
 
-def _not_found(name: str, folder: str) -> str:
-    if name.endswith(".py") or "/" in name or os.sep in name:
-        dotted = name.removesuffix(".py").replace(os.sep, "/").strip("./").replace("/", ".")
-        return f"{name!r} is a file's name; write the module's: {dotted}:component"
+def _has_folders(name: str) -> bool:
+    return "/" in name or os.sep in name
+
+
+def _no_path(name: str, component: str) -> str:
+    """Return what to write instead of a file's name, and where, if not here."""
+    bare = name.removesuffix(".py")
+    if not _has_folders(name):
+        return _write_module(name, bare.strip(".") or "module", component)
+    module = Path(bare).name or "module"
+    folder = Path(bare).expanduser().absolute().parent.resolve()
+    try:
+        steps = folder.relative_to(Path.cwd().resolve()).parts
+    except ValueError:
+        return f"{_write_module(name, module, component)}, in the folder {folder}"
+    return _write_module(name, ".".join((*steps, module)), component)
+
+
+def _write_module(name: str, module: str, component: str) -> str:
+    return f"{name!r} is a file's name; write the module's: {module}:{component or 'component'}"
+
+
+def _not_found(name: str, component: str, folder: str) -> str:
+    if name.endswith(".py"):
+        return _no_path(name, component)
     beside = sorted(
         path.stem if path.suffix == ".py" else path.name
         for path in Path(folder).iterdir()
