@@ -208,7 +208,18 @@ def show_next(names: AppNames, aircraft: str, url: str | None, console: Console)
         f"processors status {names.aircraft} {names.airlines}",
     ):
         console.print(f"  .venv/bin/{command}{option}", highlight=False, soft_wrap=True)
-    console.print("  make demo ARGS=--fresh    (the same story again, in apps of its own)")
+    console.print(
+        f"  {command_of(url, '--fresh')}    (the same story again, in apps of its own)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def command_of(url: str | None, *options: str) -> str:
+    """Return the command that runs the demo on the same log."""
+    arguments = shlex.join([*(() if url is None else ("--url", url)), *options])
+    return f"make demo ARGS={shlex.quote(arguments)}" if arguments else "make demo"
 
 
 def busiest(flights: Sequence[Departure]) -> str:
@@ -269,7 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("\nCut off. `make demo` goes on from here.")
+        console.print(
+            f"\nCut off. `{command_of(options.url)}` goes on from here.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         return 130
 
 

@@ -37,7 +37,8 @@ def summary_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return what there is to say of an aircraft's late and cancelled departures so far."""
     late, cancelled = fields.get("late", 0), fields.get("cancelled", 0)
     hours = fields.get("late_total_min", 0) / 60
-    text = f"{late} late departures ({hours:.1f} hours in all), {cancelled} cancelled"
+    departures = "departure" if late == 1 else "departures"
+    text = f"{late} late {departures} ({hours:.1f} hours in all), {cancelled} cancelled"
     return {"of": late + cancelled, "text": text}
 
 
