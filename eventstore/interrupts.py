@@ -6,7 +6,8 @@ back, or found out and not told, would be so for as long as the process lives.
 
 Held back is what Python does by itself. A handler of the program's own (asyncio has one) is left
 alone: it decides what a Ctrl-C means. Somebody who presses it a second time means it, whatever it
-cuts off. (tests/fault/test_interrupts.py, tests/fault/test_at_once_interrupted.py)
+cuts off. (tests/unit/test_held_back.py, tests/fault/test_interrupts.py,
+tests/fault/test_at_once_interrupted.py)
 """
 
 from __future__ import annotations
@@ -42,12 +43,17 @@ class HeldBack:
         global _holder
         if self._holds:
             _holder = None
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if signal.getsignal(signal.SIGINT) == self.note:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             self.raise_what_came()
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Take note of a Ctrl-C; raise it if it is not the first."""
+        """Take note of a Ctrl-C; raise it, and hold back no more, if it is not the first."""
+        global _holder
         if self._came:
+            # Here: what is raised may be what keeps `__exit__` from it.
+            _holder = None
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             self.raise_what_came()
         self._came = True
 
@@ -68,13 +74,24 @@ class LetThrough:
     __slots__ = ("_holder",)
 
     def __enter__(self) -> Self:
+        global _holder
         is_here = _holder is not None and threading.get_ident() == threading.main_thread().ident
         self._holder = _holder if is_here else None
         if self._holder is not None:
-            self._holder.raise_what_came()
+            # That code may have such blocks of its own, and ends them before we go on.
+            _holder = None
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                self._holder.raise_what_came()
+            except KeyboardInterrupt:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *raised: object) -> None:
+        global _holder
         if self._holder is not None:
-            signal.signal(signal.SIGINT, self._holder.note)
+            _holder = self._holder
+            # Unless that code has set a handler, which is the program's own.
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._holder.note)
