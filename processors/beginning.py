@@ -25,6 +25,7 @@ from eventstore import (
     Verdict,
 )
 from eventstore.events import Source
+from eventstore.interrupts import LetThrough
 from eventstore.processing import Processing
 from processors.component import Component
 from processors.results import LiveStates, has_hooks, saved_of
@@ -144,9 +145,10 @@ def _made(component: Component, params: Mapping[str, Any] | None) -> dict[str, A
             f"init_state of component {component.name}: {error}; init_state_params has: {given}."
             " Nothing was written"
         ) from None
-    made = function(**(params or {}))
-    if inspect.isawaitable(made):
-        made = _run(made)
+    with LetThrough():
+        made = function(**(params or {}))
+        if inspect.isawaitable(made):
+            made = _run(made)
     if not isinstance(made, dict):
         raise TypeError(
             f"init_state of component {component.name} returned {made!r:.80}"

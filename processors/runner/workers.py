@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from eventstore import Closed, Diff
+from eventstore.interrupts import LetThrough
 from eventstore.lifetime import abandon_in_child
 from processors.context import Calls, Superseded
 from processors.runner.worker_child import (
@@ -270,7 +271,8 @@ class Workers:
         while True:
             child = self._take()
             try:
-                outcome = self._converse(child, task, message, calls)
+                with LetThrough():
+                    outcome = self._converse(child, task, message, calls)
             except _Gone:
                 error = self._lost(child, task)
                 if error is not None:

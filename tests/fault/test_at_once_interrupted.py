@@ -9,6 +9,7 @@ update; at the end what was told is compared with the state.
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,10 @@ import eventstore
 import processors
 from eventstore import Diff, EventStore, LogUnavailable, State
 from eventstore.history.verify import verify_app
-from processors import Component, Context
+from eventstore.interrupts import HeldBack
+from eventstore.processing import Processing
+from processors import Component, Context, beginning
+from processors.results import LiveStates
 from processors.runner import at_once, handlers
 from tests.fault import test_interrupts
 from tests.fault.test_interrupts import DEADLINE_S, PLACES_MAX, Interrupt
@@ -87,3 +91,28 @@ def test_an_instance_goes_on_after_an_interrupt_at_any_place_of_a_run(
         assert set(told) <= set(log)
         assert not verify_app(store, "tokens").differences
     assert 100 < place < PLACES_MAX - stride
+
+
+def test_ctrl_c_interrupts_a_first_state_that_is_made_where_it_is_held_back_else() -> None:
+    component = Component("begins")
+    steps = []
+
+    @component.init_state
+    def begin() -> dict[str, Any]:
+        signal.raise_signal(signal.SIGINT)
+        steps.append("not interrupted")
+        return {}
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with (
+            EventStore("memory://") as store,
+            contextlib.suppress(KeyboardInterrupt),
+            HeldBack(),
+        ):
+            live = LiveStates.share(store, component)
+            beginning.begin(component, Processing(store.app("begins")), live, "i")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+    assert not steps

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from eventstore import Closed, InstanceNotFound
+from eventstore.interrupts import HeldBack
 from processors.context import Superseded
 from processors.runner import workers as workers_room
 from processors.runner.workers import HandlerRaised, NotImportable, WorkerDied, Workers
@@ -238,6 +239,30 @@ def test_a_handler_that_takes_too_long_is_killed(workers: Workers) -> None:
     after = workers.run(task("nothing", timeout_s=DEADLINE_S), Parent())
 
     assert is_gone(calls.wait())
+    assert len(after.diff) == 0
+
+
+def test_ctrl_c_interrupts_a_handler_that_runs_where_it_is_held_back_else(workers: Workers) -> None:
+    pids: list[int] = []
+    raised: list[BaseException] = []
+
+    def press(pid: int) -> None:
+        pids.append(pid)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with contextlib.suppress(KeyboardInterrupt), HeldBack():
+            try:
+                workers.run(task("wait_for_ever", timeout_s=1.0), Parent(on_record=press))
+            except BaseException as error:
+                raised.append(error)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    after = workers.run(task("nothing", timeout_s=DEADLINE_S), Parent())
+
+    assert [type(error) for error in raised] == [KeyboardInterrupt]
+    assert is_gone(*pids)
     assert len(after.diff) == 0
 
 
