@@ -25,6 +25,13 @@ __all__ = [
 class NewerRecord(EventStoreError):
     """Nothing was written: a record came first that these were to have been written before."""
 
+    def __init__(self, key: bytes) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"{self.key!r} has a newer record; nothing was written"
+
 
 class Topic(NamedTuple):
     """What is fixed about an app's topic.

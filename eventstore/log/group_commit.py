@@ -432,8 +432,7 @@ def _tell(jobs: Sequence[Job], outcome: Sequence[int] | LogUnavailable) -> None:
                 elif isinstance(outcome, LogUnavailable):
                     append.delivery.failed(outcome)
                 else:
-                    error = f"{append.key!r} has a newer record; nothing was written"
-                    append.delivery.failed(NewerRecord(error))
+                    append.delivery.failed(NewerRecord(append.key))
                 start += 1
         except Exception as error:
             failure = error

@@ -124,20 +124,19 @@ class MemoryLog(Log):
         stored = self._stored(topic)
         told: list[tuple[Append, int]] = []
         with self._storage.condition:
-            if offset_next is not None and stored.has_newer(appends[0], offset_next):
-                error = f"{appends[0].key!r} has a newer record; nothing was written"
-                for append in appends:
-                    append.delivery.failed(NewerRecord(error))
-                return
+            is_refused = offset_next is not None and stored.has_newer(appends[0], offset_next)
             now_ms = time.time_ns() // 1_000_000
-            for append in appends:
+            for append in () if is_refused else appends:
                 records = stored.partitions[append.partition]
                 time_ms = max(now_ms, records[-1].time_ms) if records else now_ms
                 told.append((append, len(records)))
                 records.append(Record(len(records), time_ms, append.key, append.value))
             self._storage.condition.notify_all()
+        # Deliveries are told without the lock, as by every log.
         for append, offset in told:
             append.delivery.delivered(append.partition, offset)
+        for append in appends if is_refused else ():
+            append.delivery.failed(NewerRecord(append.key))
 
     def drive(self, timeout_s: float | None) -> None:
         """Do nothing: every append was delivered at once."""
