@@ -12,6 +12,7 @@ tests/fault/test_at_once_interrupted.py)
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -66,6 +67,18 @@ class HeldBack:
 
 #: The block that holds back now: of the main thread, there is no other.
 _holder: HeldBack | None = None
+
+
+def _let_go_in_child() -> None:
+    """Hold back no more in a forked child: the thread whose block it is may not be there."""
+    global _holder
+    if _holder is not None:
+        _holder = None
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class LetThrough:

@@ -7,6 +7,7 @@ and an instance work after a Ctrl-C is shown in tests/fault.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -160,3 +161,21 @@ def test_wherever_the_second_comes_pythons_own_handler_stands_again() -> None:
         if not interrupt.came_at:
             break
     assert 10 < place < 199
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_that_another_thread_forks_holds_nothing_back() -> None:
+    exit_codes = []
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(signal.getsignal(signal.SIGINT) is not signal.default_int_handler)
+        exit_codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    thread = threading.Thread(target=fork)
+    with HeldBack():
+        thread.start()
+        thread.join()
+
+    assert exit_codes == [0]
