@@ -13,7 +13,19 @@ from typing import Any, Final
 
 import orjson
 
-from eventstore import Closed, ConfigError, Event, EventStore, EventStoreError, Kind, Verdict
+from eventstore import (
+    Closed,
+    ConfigError,
+    Event,
+    EventStore,
+    Kind,
+    LogTruncated,
+    LogUnavailable,
+    ReadTimeout,
+    UnknownSchema,
+    Verdict,
+    ViewDamaged,
+)
 from eventstore.events import RequestPolicy, moment
 from eventstore.processing import Folded, Processing, instance_fault
 from processors.component import Component, Update
@@ -26,6 +38,10 @@ __all__ = ["OutboxDeliveries", "TriggerDeliveries"]
 
 #: Instances that `key=` may map one change to.
 _TARGETS_MAX: Final = 10_000
+
+#: What a store raises when it cannot be read now. All else that it says is an answer, which would
+#: be the same the next time.
+_TROUBLES: Final = (LogUnavailable, LogTruncated, ReadTimeout, UnknownSchema, ViewDamaged, Closed)
 
 #: Writes down what cannot be delivered: the instance and sequence of the event, whereto, and why.
 Note = Callable[[tuple[str, int], str, str], None]
@@ -101,8 +117,8 @@ class TriggerDeliveries:
             if named is None:
                 return []
             found = [named] if isinstance(named, str) else _bounded(named)
-        except EventStoreError:
-            raise  # the store failed while `key` read the state: that is nobody's mistake
+        except _TROUBLES:
+            raise  # of the store, in which `key` reads: that passes, and the change waits for it
         except BaseException as error:  # SystemExit too: it would end all triggers of the app
             self._note(about, "", f"key= raised {type(error).__name__}: {text_of(error)}")
             return []

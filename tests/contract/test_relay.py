@@ -348,6 +348,24 @@ def test_a_key_that_raises_is_noted_and_the_trigger_goes_on(
     assert "no such customer" in caplog.text
 
 
+def test_a_key_that_looks_for_what_is_not_there_holds_up_no_other_change(
+    store: EventStore, start: Start
+) -> None:
+    shop, customers = Processing(store.app("shop")), store.app("customers")
+    customers.append("u-2", {"group": "g-1"})
+    relays = start(
+        store, watching("n", key=lambda change: str(customers.get(change.instance, "group")))
+    )
+    wait_level(relays)
+
+    shop.app.append("u-1", {"n": 1})
+    shop.app.append("u-2", {"n": 2})
+    wait_level(relays, shop)
+
+    assert [entry.instance for entry in requests(store, "shop")] == ["g-1"]
+    assert "InstanceNotFound" in notes(shop, "shop.refresh")[0]["reason"]
+
+
 def test_a_trigger_id_that_watched_another_app_is_refused(
     store: EventStore, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
