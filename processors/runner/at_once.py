@@ -79,7 +79,6 @@ class AtOnce:
             and self._handlers.is_quick(update)
             and not self._handlers.is_for_process(update)
             and self._processing.sees_newer
-            and not self._runs_as_usual(update)
         )
 
     def _runs_as_usual(self, update: Update) -> bool:
@@ -104,6 +103,8 @@ class AtOnce:
         Raises:
             As for `Receipt.entry`.
         """
+        if self._runs_as_usual(update):
+            return None
         # Before the state: what comes between the two is seen as newer, never overlooked.
         offset_next = self._processing.offset_next(lane.instance)
         head = self._processing.head(lane.instance)

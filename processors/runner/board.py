@@ -168,6 +168,7 @@ class Board:
         with self.mutex:
             lane.is_busy = False
             lane.running = lane.run = None
+            lane.expected = lane.expected_answer = None
             self.busy -= 1
             if lane.is_broken and not lane.in_flight:
                 self.mend(lane)

@@ -382,7 +382,6 @@ class Runner:
             try:
                 done = self._at_once.run(lane, update, request)
             finally:
-                lane.expected = lane.expected_answer = None
                 board.let_go(lane)
         if done is None:
             return None

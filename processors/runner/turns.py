@@ -33,6 +33,8 @@ _TURN_S_MAX: Final = 0.02
 _CONFLICTS_MAX: Final = 30
 #: Triggers that led to triggers: more is taken for a circle.
 _HOPS_MAX: Final = 16
+#: Names of requests that this code does not know, of which it tells.
+_UNKNOWN_MAX: Final = 1_000
 #: Instances that are remembered to have begun.
 _BEGUN_MAX: Final = 100_000
 
@@ -100,7 +102,8 @@ class Turns:
             if self._step(lane, one, is_first=is_first):
                 return True
             is_first = False
-            if one.sequence >= until if until is not None else time.monotonic() > end_s:
+            is_last = time.monotonic() > end_s if until is None else one.sequence >= until
+            if is_last:
                 break
         return False
 
@@ -187,7 +190,8 @@ class Turns:
     def _meet_unknown(self, lane: Lane, one: Waiting) -> None:
         """Wait for code that knows a request; fail it when that does not come."""
         with self._board.mutex:
-            self.unknown.add(one.name)
+            if len(self.unknown) < _UNKNOWN_MAX:
+                self.unknown.add(one.name)
             # Since it came here, each of them: old code may run beside the new all day.
             left_s = one.came_s + self._unknown_wait_s - time.monotonic()
             if left_s > 0:
