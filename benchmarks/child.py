@@ -32,8 +32,9 @@ def follow(url: str, app_name: str) -> None:
     """Print, for each event, the moment at which its value could be read here."""
     with EventStore(url) as store:
         app = store.app(app_name)
-        say({"ready": app.get("clock", "number")})
-        for entry in app.tail():
+        state = app.get("clock")
+        say({"ready": state["number"]})
+        for entry in app.tail(start=state.position):
             number = app.get(entry.instance, "number")
             say({"number": number, "at_ns": time.monotonic_ns()})
 
