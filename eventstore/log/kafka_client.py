@@ -27,7 +27,10 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from eventstore.errors import ConfigError, LogUnavailable
 from eventstore.log.kafka_settings import Address, TopicPlan
 
-__all__ = ["Cluster", "Described", "build", "client_options", "is_unknown_topic", "reason"]
+__all__ = [
+    "SILENCE_MS_MAX", "Cluster", "Described", "build", "client_options", "is_unknown_topic",
+    "reason",
+]  # fmt: skip
 
 Answer = TypeVar("Answer")
 
@@ -44,6 +47,10 @@ RETRY_PAUSE_S = 0.1
 #: How long one try of a question may take. A client asks the broker that it takes for the
 #: controller, and goes on asking it when that broker is gone, until it looks at the cluster again.
 TRY_S = 3.0
+
+#: A connection on which a request stays unanswered for so long is given up, and a new one is tried:
+#: some firewalls drop connections without a word.
+SILENCE_MS_MAX = 10_000
 
 #: Answers that mean "not yet": a leader is being chosen, or a broker has not heard of it.
 _NOT_YET = frozenset(
@@ -81,9 +88,10 @@ _UNKNOWN_TOPIC = frozenset(
 )
 
 
-def client_options(address: Address) -> dict[str, Any]:
+def client_options(address: Address, silence_ms: int = SILENCE_MS_MAX) -> dict[str, Any]:
     """Return the options that all our clients share; the user's come after our own defaults."""
     return {
+        "socket.timeout.ms": silence_ms,
         # A broker that comes back is used again within a second, not within ten.
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1_000,
@@ -208,7 +216,7 @@ class Cluster:
                 code = error.args[0].code()
                 if code == KafkaError.TOPIC_ALREADY_EXISTS:
                     return
-                if code in _NOT_YET:
+                if code in _NOT_YET or _is_fenced(error.args[0]):
                     raise
                 raise ConfigError(
                     f"topic {plan.name} cannot be created: {reason(error, self._address)}. As an"
@@ -271,7 +279,7 @@ class Cluster:
                 said: KafkaError = error.args[0]
                 cause: Exception = error
                 text = reason(said, self._address)
-                if said.code() not in _NOT_YET and not said.retriable():
+                if not (said.code() in _NOT_YET or _is_fenced(said) or said.retriable()):
                     raise LogUnavailable(
                         f"{self._address.url} was asked {what} and said: {text}"
                     ) from error
@@ -285,6 +293,14 @@ class Cluster:
             time.sleep(RETRY_PAUSE_S)
             with contextlib.suppress(KafkaException):
                 self.admin.list_topics(timeout=min(TRY_S, max(0.1, deadline - time.monotonic())))
+
+
+def _is_fenced(said: KafkaError) -> bool:
+    """Say whether a cluster has too few brokers only for now: some missed their heartbeats.
+
+    The code is the same when it has too few at all.
+    """
+    return said.code() == KafkaError.INVALID_REPLICATION_FACTOR and "fenced" in said.str()
 
 
 def is_unknown_topic(code: int) -> bool:

@@ -8,7 +8,11 @@ What librdkafka gives, and what is added here:
   `enable.gapless.guarantee` that is a fatal error of the producer instead.
 - A record that waits longer than `message.timeout.ms` would be dropped, and a later one of its
   partition could still get through. So librdkafka waits without limit here, and the deadline is
-  ours.
+  ours. It counts the time in which this process could hear an answer, not that in which it was
+  stopped, or its machine slept.
+- A request whose answer is lost (by a broker that hangs, or a firewall that forgot the connection)
+  would be waited for until after that deadline. So it is sent again early enough; a broker that
+  has its records already only says so.
 - So a producer ends as a whole: when one record fails or is overdue, all that it has fail, and
   the next append gets a new producer. No record is ever handed to two producers.
 
@@ -31,7 +35,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from eventstore.config import Config
 from eventstore.errors import Closed, EventTooLarge, LogUnavailable, OutcomeUnknown
 from eventstore.log.base import Append, Delivery
-from eventstore.log.kafka_client import build, client_options, reason
+from eventstore.log.kafka_client import SILENCE_MS_MAX, build, client_options, reason
 from eventstore.log.kafka_settings import BATCH_OVERHEAD_BYTES_MAX, Address
 from eventstore.testing import fault_point
 
@@ -42,6 +46,16 @@ logger = logging.getLogger(__name__)
 #: How long the thread that hands out deliveries sleeps at most, so that it sees deadlines and the
 #: end. Deliveries themselves wake it at once.
 _POLL_S = 0.1
+
+#: What passes between two looks at the deadlines counts for at most so long: where it was longer,
+#: this process did not run, and what the brokers answered meanwhile is still to be read.
+_LOOK_S_MAX = 1.0
+
+#: A request is given up, to be sent again, after this part of the deadline of an append, and a
+#: broker waits so long for its replicas; a little later its connection is given up.
+_TRIES = 3
+_TRY_MS_MIN = 1_000
+_CONNECTION_MARGIN_MS = 1_000
 
 #: How long a writer that met a full buffer waits for much room before it makes do with a little.
 _ROOM_S = 0.05
@@ -79,7 +93,7 @@ class _Row:
         self.deliveries: deque[Delivery] = deque()
         self.ends = ends  # of the topic: partition -> offset behind what was acknowledged
         self.queued = 0  # changed under the writer's lock
-        self.mark = 0  # records up to here were queued at `marked_at`
+        self.mark = 0  # records up to here were queued at `marked_at`, of the writer's clock
         self.marked_at = 0.0
 
     @property
@@ -118,6 +132,8 @@ class _Generation:
         self._event_bytes_max = event_bytes_max
         self.topics: dict[str, _Rows] = {}
         self.fault: str | None = None  # why it must end
+        self._complaint = ""  # the client's last, about a connection, say
+        self._complained_at = 0.0
         self._is_dead = False
         self.producer = build(Producer, {**options, "error_cb": self._on_error}, address)
 
@@ -167,6 +183,14 @@ class _Generation:
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal() or error.code() == KafkaError._FATAL:
             self.fault = self.fault or reason(error, self._address)
+        else:
+            self._complaint = reason(error, self._address)
+            self._complained_at = time.monotonic()
+
+    def complaint(self, within_s: float) -> str:
+        """Return what the client complained of last, to be said behind a reason; "" if nothing."""
+        is_of_now = self._complaint and time.monotonic() - self._complained_at < within_s
+        return f" ({self._complaint})" if is_of_now else ""
 
 
 class KafkaWriter:
@@ -177,11 +201,14 @@ class KafkaWriter:
         self._event_bytes_max = config.event_bytes_max
         self._timeout_s = config.append_timeout_s
         self._records_max = config.buffer_bytes_max // _RECORD_OVERHEAD_BYTES
+        try_ms = int(config.append_timeout_s * 1_000 / _TRIES)
+        try_ms = min(max(try_ms, _TRY_MS_MIN), SILENCE_MS_MAX)
         self._options: dict[str, Any] = {
             # A batch is what arrived while the one before was sent: a lonely record waits for
             # nothing, and a busy writer still gets large batches.
             "linger.ms": 0,
-            **client_options(address),
+            "request.timeout.ms": try_ms,
+            **client_options(address, silence_ms=try_ms + _CONNECTION_MARGIN_MS),
             "acks": "all",
             "enable.idempotence": True,
             "enable.gapless.guarantee": True,
@@ -335,6 +362,7 @@ class KafkaWriter:
     def _deliver(self) -> None:
         """Hand out what the brokers answer, and watch over deadlines, until closed."""
         looked_at = time.monotonic()
+        waited_s = 0.0  # the clock of deadlines: it stands still while this process does
         while not self._closed:
             generation = self._generation
             if generation is None:
@@ -345,10 +373,13 @@ class KafkaWriter:
             if generation.fault is not None:
                 self._end(generation, generation.fault)
             elif now - looked_at > _POLL_S:
+                waited_s += min(now - looked_at, _LOOK_S_MAX)
                 looked_at = now
-                overdue = [row.is_overdue(now, self._timeout_s) for row in generation.rows()]
+                # Each is asked, so that each sets its mark.
+                overdue = [row.is_overdue(waited_s, self._timeout_s) for row in generation.rows()]
                 if any(overdue):
-                    why = f"no acknowledgement within {self._timeout_s:g} s"
+                    complaint = generation.complaint(self._timeout_s)
+                    why = f"no acknowledgement within {self._timeout_s:g} s{complaint}"
                     self._end(generation, why)
 
     def _poll(self, generation: _Generation) -> None:

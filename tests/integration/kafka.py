@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -108,3 +111,61 @@ class ForeignTransaction:
 
     def abort(self) -> None:
         self._producer.abort_transaction(DEADLINE_S)
+
+
+class DeafProxy:
+    """A way to a broker that can forget its connections, as a firewall does: without a word.
+
+    Clients keep them, and write into them, and nobody answers. New connections work.
+    """
+
+    def __init__(self) -> None:
+        #: Port of the broker, to be set before the first connection is made.
+        self.target = 0
+        self.port = 0
+        self._era = 0  # connections of an earlier one are forgotten
+        self._writers: list[asyncio.StreamWriter] = []
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._run()))
+
+    def __enter__(self) -> DeafProxy:
+        self._thread.start()
+        assert self._ready.wait(DEADLINE_S)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    def forget_connections(self) -> None:
+        """Let nothing more through the connections that there are."""
+        self._era += 1
+
+    async def _run(self) -> None:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+
+    async def _connected(
+        self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter
+    ) -> None:
+        from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self.target)
+        self._writers += (to_client, to_broker)
+        await asyncio.gather(self._pump(from_client, to_broker), self._pump(from_broker, to_client))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        era = self._era
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(1 << 16):
+                if era == self._era:
+                    sink.write(data)
+                    await sink.drain()
+        sink.close()

@@ -7,6 +7,7 @@ what was acknowledged; afterwards everything is read back.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from eventstore.errors import LogUnavailable, OutcomeUnknown
 from eventstore.log.base import Append, Topic
 from eventstore.log.kafka import KafkaLog
 from tests.contract.logs import Told, eventually, queue, write
-from tests.integration.kafka import Administrator, made, read_all
+from tests.fault.sqlite_processes import Child
+from tests.integration.kafka import Administrator, DeafProxy, made, read_all
 from tools.broker.broker import Cluster
 
 #: A broker needs 3 s to come back, on a busy machine up to 20.
@@ -179,4 +181,62 @@ def test_after_a_deadline_the_next_append_gets_through_when_the_broker_is_back(
     values = [r.value for r in read_all(log, topic, log.partition_of(b"o-1", topic))]
     assert values[0] == b"before"
     assert values[-1] == b"after"
+    log.close()
+
+
+def test_an_append_whose_answer_is_lost_is_sent_again_before_its_deadline(
+    kafka_brokers: type[Cluster], namespace: str
+) -> None:
+    with DeafProxy() as proxy, kafka_brokers(1, advertised_port=proxy.port) as cluster:
+        proxy.target = cluster.port
+        log = opened(cluster, namespace, append_timeout_s=9.0)
+        topic = made(log, f"{namespace}.app")
+        write(log, topic, (b"o-1", b"before"))
+
+        proxy.forget_connections()
+        write(log, topic, (b"o-1", b"after"))
+        log.close()
+
+        reader = opened(cluster, namespace)
+        values = [r.value for r in read_all(reader, topic, reader.partition_of(b"o-1", topic))]
+        assert values == [b"before", b"after"]
+        reader.close()
+
+
+class Writer(Child):
+    """A process of kafka_child.py."""
+
+    MODULE = "tests.integration.kafka_child"
+
+
+def passes(seconds: float) -> bool:
+    """Let time pass that the behaviour under test is about."""
+    end_s = time.monotonic() + seconds
+    return eventually(lambda: time.monotonic() > end_s)
+
+
+def test_a_process_that_was_stopped_hears_its_answers_before_its_deadlines_count(
+    one_broker: Cluster, namespace: str
+) -> None:
+    timeout_s = 3.0
+    log = opened(one_broker, namespace)
+    topic = made(log, f"{namespace}.app")
+    writer = Writer("append", one_broker.url, namespace, timeout_s)
+    writer.until(lambda lines: lines == ["ready"])
+    one_broker.pause()
+    assert writer.process.stdin is not None
+    print("go", file=writer.process.stdin, flush=True)
+    writer.until(lambda lines: lines == ["ready", "queued"])
+    assert passes(timeout_s / 4), "so that its deadline is running"
+
+    writer.process.send_signal(signal.SIGSTOP)
+    one_broker.resume()
+    assert passes(timeout_s * 1.5)
+    writer.process.send_signal(signal.SIGCONT)
+
+    writer.end()
+    assert writer.lines == ["ready", "queued", "delivered"]
+    writer.close()
+    values = [r.value for r in read_all(log, topic, log.partition_of(b"o-1", topic))]
+    assert values == [b"before", b"after"]
     log.close()

@@ -56,6 +56,9 @@ START_TIMEOUT_S = 90.0
 #: How long a killed node, or the command of `exec` that was asked to stop, may take to end.
 STOP_TIMEOUT_S = 15.0
 
+#: How many lines of a node's output are shown when the command beside it fails.
+LAST_WORDS_MAX = 40
+
 #: Starts a program that the kernel kills when its parent dies (Linux), so that not even a SIGKILL
 #: of a test run leaves a broker behind. A program of its own, because a `preexec_fn` would run
 #: Python between fork and exec of a process that has threads.
@@ -247,7 +250,9 @@ class Cluster:
     thread that launched them ends. `kill` and `restart` keep ports and data.
     """
 
-    def __init__(self, nodes: int = 1) -> None:
+    def __init__(self, nodes: int = 1, *, advertised_port: int | None = None) -> None:
+        """Prepare it. Clients of its one node shall come by `advertised_port`, a proxy's, if so."""
+        self._advertised_port = advertised_port
         self._jars = jars()
         self._folder = Path(tempfile.mkdtemp(prefix="foldlog-kafka-"))
         ports = iter(_free_ports(2 * nodes))
@@ -264,6 +269,11 @@ class Cluster:
     @property
     def url(self) -> str:
         return f"kafka://{self.address}"
+
+    @property
+    def port(self) -> int:
+        """The port on which the first node listens."""
+        return self._nodes[0].port
 
     def start(self) -> None:
         """Return when every node is part of the cluster and answers.
@@ -291,6 +301,14 @@ class Cluster:
         node.signal(signal.SIGKILL)
         node.ended(STOP_TIMEOUT_S)
 
+    def pause(self, number: int = 1) -> None:
+        """Stop a node in the middle of whatever it does; its connections stay open."""
+        self._nodes[number - 1].signal(signal.SIGSTOP)
+
+    def resume(self, number: int = 1) -> None:
+        """Let a paused node go on."""
+        self._nodes[number - 1].signal(signal.SIGCONT)
+
     def restart(self, number: int = 1) -> None:
         """Start a node that was killed, on its old ports and data; return when it answers."""
         node = self._nodes[number - 1]
@@ -298,6 +316,15 @@ class Cluster:
             raise BrokerError(f"node {number} is running")
         node.launch(self._jars)
         self._await_ready(node)
+
+    def last_words(self) -> list[str]:
+        """Return the last lines that the nodes wrote, warnings and worse."""
+        lines = []
+        for node in self._nodes:
+            with contextlib.suppress(OSError):
+                said = node.output.read_text(encoding="utf-8", errors="replace").splitlines()
+                lines += [f"node {node.number}: {line}" for line in said[-LAST_WORDS_MAX:]]
+        return lines
 
     def _kill_all(self) -> None:
         for node in self._nodes:
@@ -335,7 +362,7 @@ class Cluster:
             ),
             "listeners": f"PLAINTEXT://127.0.0.1:{node.port},"
             f"CONTROLLER://127.0.0.1:{node.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{node.port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._advertised_port or node.port}",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
             "log.dirs": node.folder / "data",
@@ -455,6 +482,8 @@ def _exec(command: Sequence[str], nodes: int) -> int:
                 child.kill()
                 child.wait()
             raise
+        if code != 0:  # it may be the broker's doing, and its output is gone in a moment
+            print("\n".join(cluster.last_words()), file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code
 
 
