@@ -173,6 +173,7 @@ class _Node:
         self.port, self.controller_port = port, controller_port
         self.directory_id = _random_id()
         self.process: subprocess.Popen[bytes] | None = None
+        self.said_at_start = 0  # bytes of output until it was first ready
 
     @property
     def properties(self) -> Path:
@@ -287,6 +288,7 @@ class Cluster:
                 node.launch(self._jars)
             for node in self._nodes:
                 self._await_ready(node)
+                node.said_at_start = node.output.stat().st_size
         except BaseException:
             self._kill_all()
             raise
@@ -318,12 +320,13 @@ class Cluster:
         self._await_ready(node)
 
     def last_words(self) -> list[str]:
-        """Return the last lines that the nodes wrote, warnings and worse."""
+        """Return the last lines, warnings and worse, that the nodes wrote since they were ready."""
         lines = []
         for node in self._nodes:
             with contextlib.suppress(OSError):
-                said = node.output.read_text(encoding="utf-8", errors="replace").splitlines()
-                lines += [f"node {node.number}: {line}" for line in said[-LAST_WORDS_MAX:]]
+                said = node.output.read_bytes()[node.said_at_start :].decode(errors="replace")
+                last = said.splitlines()[-LAST_WORDS_MAX:]
+                lines += [f"node {node.number}: {line}" for line in last]
         return lines
 
     def _kill_all(self) -> None:
@@ -483,7 +486,8 @@ def _exec(command: Sequence[str], nodes: int) -> int:
                 child.wait()
             raise
         if code != 0:  # it may be the broker's doing, and its output is gone in a moment
-            print("\n".join(cluster.last_words()), file=sys.stderr, flush=True)
+            for line in cluster.last_words():
+                print(line, file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code
 
 
