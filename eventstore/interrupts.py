@@ -12,13 +12,17 @@ tests/fault/test_at_once_interrupted.py)
 
 from __future__ import annotations
 
+import importlib
 import os
-import signal
 import threading
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 __all__ = ["HeldBack", "LetThrough"]
+
+#: The functions behind those of `signal`, which make enums of the numbers, and exceptions on the
+#: way: ten times as long, and an update that is run at once needs six of them.
+signal: Any = importlib.import_module("_signal")
 
 
 class HeldBack:
