@@ -43,6 +43,7 @@ class FileLock:
         self.held = False
         self._keep_open = keep_open
         self._descriptor: int | None = None
+        self._status: os.stat_result | None = None
         abandon_in_child(self)
 
     def try_acquire(self) -> bool:
@@ -56,13 +57,14 @@ class FileLock:
             try:
                 if self._descriptor is None:
                     self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                    self._status = os.fstat(self._descriptor)
                 if not _lock(self._descriptor):
                     if not self._keep_open:
                         self._close_descriptor()
                     return False
                 # Somebody may have unlinked the file between our open and our lock, and a third
                 # may hold the lock of a new file by now: only the file that the path names counts.
-                if _is_at(self._descriptor, self.path):
+                if self._is_at_path():
                     self.held = True
                     return True
             except BaseException:
@@ -138,6 +140,14 @@ class FileLock:
         # Closing, never unlocking: an unlock would reach the parent's lock, which is the same.
         self._close_descriptor()
 
+    def _is_at_path(self) -> bool:
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        # What tells one open file from another never changes: it is asked once.
+        return self._status is not None and os.path.samestat(self._status, there)
+
     def _close_descriptor(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
@@ -145,14 +155,6 @@ class FileLock:
 
     def __del__(self) -> None:
         self._close_descriptor()
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        there = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(descriptor), there)
 
 
 if sys.platform == "win32":
