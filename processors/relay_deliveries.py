@@ -23,13 +23,12 @@ from eventstore import (
     LogUnavailable,
     ReadTimeout,
     UnknownSchema,
-    Verdict,
     ViewDamaged,
 )
 from eventstore.events import RequestPolicy, moment
 from eventstore.processing import Folded, Processing, instance_fault
 from processors.component import Component, Update
-from processors.relay_change import Change, is_system, own_names, props_of, watched_fields
+from processors.relay_change import Change, own_names, props_of, watched_fields
 from processors.relay_courier import Delivery
 from processors.relay_record import source_id
 from processors.text import text_of
@@ -63,8 +62,6 @@ class TriggerDeliveries:
     def matters(self, change: Folded) -> bool:
         """Whether an event asks for anything; called under the view's lock: it reads nothing."""
         event = change.event
-        if change.verdict != Verdict.ACCEPTED or is_system(change):
-            return False
         if not watched_fields(change, self._trigger.fields):
             return False
         return event.answer is None or event.name not in self._own_names
@@ -142,8 +139,6 @@ class OutboxDeliveries:
     def matters(self, change: Folded) -> bool:
         """Whether an event asks for anything; called under the view's lock: it reads nothing."""
         event = change.event
-        if change.verdict != Verdict.ACCEPTED or is_system(change):
-            return False
         return event.outbox is not None and event.answer is not None and event.answer.closes
 
     def of(self, change: Folded, watched: Processing) -> list[Delivery]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from eventstore import Entry, Position
+from eventstore import Entry, Position, Verdict
 from eventstore.processing import Folded, Processing
 from processors.clock import LogClock
 from processors.relay_change import as_change, is_system, touched_fields
@@ -63,8 +63,8 @@ class Feed:
     ) -> None:
         """Begin at `offsets_next`; a partition that is missing there begins at its first event.
 
-        `matters` chooses among accepted events; `ring` is called when there are some to take, by
-        whoever folds: it must be quick, and must not read.
+        `matters` chooses among accepted events of users' instances; `ring` is called when there
+        are some to take, by whoever folds: it must be quick, and must not read.
         """
         self.processing = processing
         self.offsets_next = dict(offsets_next)
@@ -96,8 +96,13 @@ class Feed:
         """Keep what matters; called by the view, under its lock."""
         if not folded:
             return
-        kept = [_without_body(one) for one in map(as_change, folded) if self._matters(one)]
-        passed = sum(not is_system(one) for one in folded)
+        kept, passed = [], 0
+        for one in folded:
+            if is_system(one):
+                continue
+            passed += 1
+            if one.verdict == Verdict.ACCEPTED and self._matters(change := as_change(one)):
+                kept.append(_without_body(change))
         with self._mutex:
             self._clock.seen(folded[-1].appended_ms)
             self._told_next[folded[-1].partition] = folded[-1].offset + 1
@@ -168,12 +173,13 @@ class Feed:
             ((partition, offset),) = entry.position.items()
             self.offsets_next[partition] = offset + 1
             self._read_up_to_ms = entry.time_ms
-            folded = as_change(_as_folded(entry, partition, offset))
-            if not is_system(folded):
-                with self._mutex:
-                    self._passed += 1
-            if self._matters(folded):
-                taken.append(_without_body(folded))
+            folded = _as_folded(entry, partition, offset)
+            if is_system(folded):
+                continue
+            with self._mutex:
+                self._passed += 1
+            if folded.verdict == Verdict.ACCEPTED and self._matters(change := as_change(folded)):
+                taken.append(_without_body(change))
         if len(entries) < count_max:
             self._reading = None  # `take` reads on where too much has come in the meantime
         return taken
