@@ -159,6 +159,10 @@ class Log(ABC):
         records), and it is of one that is ahead of the log. Only a log whose `sees_newer` is set
         can see to that.
 
+        The caller drives the log at once, and then reads what it wrote: so nobody else in this
+        process is woken for these records, neither to commit them (where the caller does not,
+        that may take a second) nor to read them (`wait` looks by itself from time to time).
+
         Raises:
             NotImplementedError: this log cannot; nothing was queued.
             As for `append`.

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 LINGER_S = 0.001
 #: After so long without an append the background thread sleeps until the next one.
 IDLE_S = 0.05
+#: How long a writer that meant to commit at once, and was interrupted before, is waited for.
+ASLEEP_S = 1.0
 #: What one transaction may hold; more is committed in several, so that a reader does not wait for
 #: 64 MiB and the write-ahead log stays bounded.
 COMMIT_BYTES_MAX = 4 * 1024 * 1024
@@ -50,6 +52,11 @@ class Job(NamedTuple):
     queued_at_s: float
     #: If set, it is not stored where a record of its key stands from this offset on.
     offset_next: int | None = None
+
+    @property
+    def is_attended(self) -> bool:
+        """Whether its writer commits it now, and then folds what it wrote (`Log`)."""
+        return self.offset_next is not None
 
 
 class Writer(Protocol):
@@ -108,6 +115,7 @@ class GroupCommit:
         self._leader: int | None = None
         self._buffered_bytes = 0
         self._queued_count = 0
+        self._unattended_count = 0
         self._settled_count = 0
         self._closed = False
         self._abandoned = False
@@ -152,12 +160,15 @@ class GroupCommit:
                 self._buffered_bytes + job.size_bytes > self._buffer_bytes_max
             ):
                 return False
-            if not self._background_awake:
+            if job.is_attended:
+                self._start_background()
+            elif not self._background_awake:
                 self._wake_background()
             self._of_thread.group = self._open
             # No calls in here: an interrupt can come in a call only, and these belong together.
             self._buffered_bytes += job.size_bytes
             self._queued_count += 1
+            self._unattended_count += not job.is_attended
             self._open.jobs += (job,)
             return True
 
@@ -341,23 +352,29 @@ class GroupCommit:
 
     # --- background -------------------------------------------------------------------------
 
-    def _wake_background(self) -> None:
-        """Have somebody commit what nobody waits for. Called with the mutex held."""
+    def _start_background(self) -> None:
         if self._background is None or not self._background.is_alive():
             self._background = threading.Thread(
                 target=self._run_background, name="eventstore-commit", daemon=True
             )
             self._background.start()
+
+    def _wake_background(self) -> None:
+        """Have somebody commit what nobody waits for. Called with the mutex held."""
+        self._start_background()
         self._bell.release()
         self._background_awake = True  # last: an interrupt before it costs one idle round
 
     def _run_background(self) -> None:
         """Commit each group that lay for a linger while nobody led; sleep while nothing comes.
 
-        Awake, it looks once per linger, so that an append costs it no wake-up of its own.
+        Awake, it looks once per linger, so that an append costs it no wake-up of its own. Asleep,
+        it looks now and then after one whose writer meant to lead, and was interrupted.
         """
         while True:
-            self._bell.acquire()
+            rung = self._bell.acquire(timeout=ASLEEP_S)
+            if not rung and not self._open.jobs:
+                continue
             seen: _Group | None = None
             seen_count, idle_s = -1, 0.0
             while idle_s < IDLE_S:
@@ -368,9 +385,9 @@ class GroupCommit:
                     if lead:
                         self._leader = _thread.get_ident()
                     seen = group if group.jobs else None
-                    idle_s = idle_s + LINGER_S if self._queued_count == seen_count else 0.0
-                    seen_count = self._queued_count
-                    if seen is not None or self._leader is not None:
+                    idle_s = idle_s + LINGER_S if self._unattended_count == seen_count else 0.0
+                    seen_count = self._unattended_count
+                    if seen is not None:
                         idle_s = 0.0
                     if self._closed and seen is None:
                         return

@@ -42,12 +42,12 @@ class Nudges:
         self._closed = False
         abandon_in_child(self)
 
-    def ring(self) -> None:
-        """Nudge every process that listens now, and `listen` of this process."""
+    def ring(self, *, here: bool = True) -> None:
+        """Nudge every process that listens now, and with `here` `listen` of this process."""
         with self._mutex:
             if self._closed:
                 return
-            if self._listener is not None:
+            if here and self._listener is not None:
                 self._listener.nudge()
             try:
                 mtime_ns = os.stat(self._folder).st_mtime_ns

@@ -33,7 +33,7 @@ from eventstore.log.nudges import Nudges
 from eventstore.log.ownership import SHARDS, ShardOwners
 from eventstore.log.sqlite_checks import diagnose
 from eventstore.log.sqlite_file import SqliteFile, refuse_network_filesystem
-from eventstore.log.sqlite_writer import SqliteWriter
+from eventstore.log.sqlite_writer import WRITTEN_BYTES_MAX, WRITTEN_RECORDS_MAX, SqliteWriter
 from eventstore.log.stamp import Stamp
 from eventstore.log.waiting import Waiting
 
@@ -219,6 +219,10 @@ class SqliteLog(Log):
     ) -> Batch:
         """Return committed records from `offset` on; see `Log.read`."""
         table = self._table(topic, partition)
+        if records_max >= WRITTEN_RECORDS_MAX and bytes_max >= WRITTEN_BYTES_MAX:
+            written = self._writer.take_written(self._resolve(topic).id, offset)
+            if written is not None:
+                return written
         with self._reading() as connection:
             cursor = connection.execute(
                 f"SELECT offset, time_ms, key, value FROM {table} WHERE offset>=?"

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
 from eventstore.config import Config
 from eventstore.errors import LogUnavailable, OutcomeUnknown
+from eventstore.events import Batch, Record
 from eventstore.locks import FileLock
 from eventstore.log.base import Append
 from eventstore.log.group_commit import Job
@@ -24,13 +25,14 @@ from eventstore.log.sqlite_file import SqliteFile
 from eventstore.log.stamp import Stamp
 from eventstore.testing import fault_point
 
-__all__ = ["SqliteWriter", "Turn"]
+__all__ = ["WRITTEN_BYTES_MAX", "WRITTEN_RECORDS_MAX", "SqliteWriter", "Turn"]
 
 logger: Final = logging.getLogger(__name__)
 
 #: Rows per INSERT. Each step of a statement gives up the interpreter's lock, and a busy thread
 #: then keeps it for 5 ms: so a batch is few statements. Fixed sizes, so that each is prepared once.
-_ROWS_PER_INSERT = (128, 16, 1)
+#: Two are a request and its answer.
+_ROWS_PER_INSERT = (128, 16, 2, 1)
 #: Frames (4 KiB) that the WAL takes before they are copied into the database. An fsync of a WAL
 #: that still grows costs twice that of one that is written again from its beginning (measured).
 _CHECKPOINT_FRAMES = 1_000
@@ -41,6 +43,9 @@ _CHECKPOINT_WAIT_S = 0.2
 #: it takes before a checkpoint. That takes as long as 50 commits into a WAL that grows each time.
 _GROW_AT_FRAMES = 64
 _FRAME_BYTES = 4_096 + 24
+#: A commit that is no larger is kept until it is read, or the next one comes.
+WRITTEN_RECORDS_MAX = 16
+WRITTEN_BYTES_MAX = 65_536
 #: Records that are looked through for a newer one of an instance. Who is so far behind is told that
 #: there is one: nobody else can write meanwhile.
 _NEWER_RECORDS_MAX = 1_000
@@ -63,6 +68,8 @@ class SqliteWriter:
         self._wal_frames = 0
         self._checkpoint_at_frames = _CHECKPOINT_FRAMES
         self._has_grown = False
+        #: Topic -> what the latest commit wrote there, until it is read once.
+        self._written: dict[int, Batch] = {}
 
     def acquire(self, timeout_s: float) -> None:
         """Wait for this process's turn to write."""
@@ -75,7 +82,7 @@ class SqliteWriter:
         try:
             with self._file.translated("written"):
                 connection.execute("BEGIN IMMEDIATE")
-                offsets_first = _insert(connection, jobs)
+                offsets_first, tables = _insert(connection, jobs)
                 fault_point("log.commit.inside")
         except BaseException:
             self._disconnect()  # rolls back
@@ -93,9 +100,23 @@ class SqliteWriter:
                 " log: retry with the same idempotency key"
             ) from error
         fault_point("log.commit.after")
+        self._written = {id: table.batch() for id, table in tables.items() if table.is_small}
         self._stamp.raise_()
-        self._news.ring()
+        self._news.ring(here=not all(job.is_attended for job in jobs))
         return offsets_first
+
+    def take_written(self, topic_id: int, offset: int) -> Batch | None:
+        """Return what the latest commit wrote to a topic if it begins at `offset`, once.
+
+        Whoever folds what he has just written has it without asking the database, which would
+        read the pages again that this commit changed. Once, so that whoever looks a second time,
+        to see whether the log still has it, sees the log.
+        """
+        of_commit = self._written
+        written = of_commit.get(topic_id)
+        if written is None or written.records[0].offset != offset:
+            return None
+        return of_commit.pop(topic_id, None)
 
     def release(self) -> None:
         """Copy the WAL into the database when it is due, and let others write."""
@@ -210,8 +231,10 @@ class SqliteWriter:
             self._checkpoint_at_frames = self._wal_frames + _CHECKPOINT_FRAMES
 
 
-def _insert(connection: apsw.Connection, jobs: Sequence[Job]) -> list[int]:
-    """Insert the records of all jobs; return the offset of the first of each."""
+def _insert(
+    connection: apsw.Connection, jobs: Sequence[Job]
+) -> tuple[list[int], dict[int, _Table]]:
+    """Insert the records of all jobs; return the offset of the first of each, and the tables."""
     now_ms = time.time_ns() // 1_000_000
     offsets_first: list[int] = []
     tables: dict[int, _Table] = {}
@@ -228,7 +251,7 @@ def _insert(connection: apsw.Connection, jobs: Sequence[Job]) -> list[int]:
         table.add(job.appends)
     for table in tables.values():
         table.insert(connection)
-    return offsets_first
+    return offsets_first, tables
 
 
 class _Table:
@@ -244,7 +267,7 @@ class _Table:
         self.offset_next = 0 if last is None else int(last[0]) + 1
         # The clock may be set back; the log's time may not.
         self._time_ms = now_ms if last is None else max(now_ms, int(last[1]))
-        self._values: list[object] = []
+        self._values: list[Any] = []
 
     def has_newer(self, connection: apsw.Connection, key: bytes, offset: int) -> bool:
         """Whether a record of a key stands at or after an offset, or may stand there."""
@@ -261,6 +284,20 @@ class _Table:
             values += (offset, time_ms, key, value)
             offset += 1
         self.offset_next = offset
+
+    @property
+    def is_small(self) -> bool:
+        """Whether what was added is worth to be kept until it is read."""
+        values = self._values
+        return 0 < len(values) <= 4 * WRITTEN_RECORDS_MAX and (
+            sum(map(len, values[3::4])) <= WRITTEN_BYTES_MAX
+        )
+
+    def batch(self) -> Batch:
+        """Return what was added as it is read."""
+        values = self._values
+        records = [Record(*values[at : at + 4]) for at in range(0, len(values), 4)]
+        return Batch(records, self.offset_next)
 
     def insert(self, connection: apsw.Connection) -> None:
         values, start = self._values, 0

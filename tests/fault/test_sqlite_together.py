@@ -115,11 +115,62 @@ def test_a_waiting_process_is_nudged_rather_than_left_to_look(log: SqliteLog, to
 def test_news_arrive_without_nudges_too(
     log: SqliteLog, topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventstore.log.nudges.Nudges.ring", lambda self: None)
+    monkeypatch.setattr("eventstore.log.nudges.Nudges.ring", lambda self, **_: None)
     monkeypatch.setattr("eventstore.log.nudges.Nudges.listen", lambda self, timeout_s: False)
     write(log, topic, (b"k", b"v"))
 
     assert log.wait(topic, {0: 0}, 30.0)
+
+
+def test_readers_here_are_woken_by_every_commit_but_that_of_a_writer_who_reads_himself(
+    log: SqliteLog, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[bool] = []
+    monkeypatch.setattr(
+        "eventstore.log.nudges.Nudges.ring", lambda self, *, here=True: woken.append(here)
+    )
+
+    write(log, topic, (b"k", b"plain"))
+    (attended,) = queue(log, topic, (b"k", b"attended"), unless_newer=1)
+    attended.drive(log)
+    # In one commit: the one who reads himself says nothing for the other.
+    somebody_writes = Turn(log.folder / "locks")
+    somebody_writes.take(5.0)
+    (attended,) = queue(log, topic, (b"k", b"attended"), unless_newer=2)
+    (plain,) = queue(log, topic, (b"k", b"plain"))
+    somebody_writes.close()
+    plain.drive(log)
+
+    assert attended.done
+    assert woken == [True, False, True]
+
+
+def test_what_was_just_written_is_read_as_the_database_has_it(
+    log: SqliteLog, topic: Topic, tmp_path: Path
+) -> None:
+    other = SqliteLog(tmp_path, Config.load({}))
+    for count in (1, 2, 16, 17, 40, 3):
+        (_, first), *_ = write(log, topic, *((b"k", b"%d" % n) for n in range(count)))
+        write(other, topic, (b"k", b"of another process"))
+
+        at_once = log.read(topic, 0, first, records_max=1_000, bytes_max=1 << 20)
+        again = log.read(topic, 0, first, records_max=1_000, bytes_max=1 << 20)
+
+        assert len(again.records) == count + 1
+        assert list(at_once.records) == again.records[: len(at_once.records)]
+        assert at_once.offset_next == first + len(at_once.records)
+    other.close()
+
+
+def test_what_was_just_written_to_a_file_that_is_gone_is_read_no_second_time(
+    log: SqliteLog, topic: Topic
+) -> None:
+    write(log, topic, (b"k", b"v"))
+    assert log.read(topic, 0, 0, records_max=100, bytes_max=1 << 20).records
+    (log.folder / "log.sqlite").rename(log.folder / "elsewhere.sqlite")
+
+    with pytest.raises(LogUnavailable, match="moved, deleted or replaced"):
+        log.read(topic, 0, 0, records_max=100, bytes_max=1 << 20)
 
 
 def test_the_shards_of_a_killed_owner_are_taken_within_a_second(

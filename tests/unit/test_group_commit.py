@@ -53,10 +53,10 @@ def make(
     return GroupCommit(writer, buffer_bytes_max=buffer_bytes_max, append_timeout_s=append_timeout_s)
 
 
-def put(queue: GroupCommit, *values: bytes) -> list[Told]:
+def put(queue: GroupCommit, *values: bytes, offset_next: int | None = None) -> list[Told]:
     told = [Told() for _ in values]
     pairs = zip(values, told, strict=True)
-    queue.append(1, [Append(0, b"k", value, delivery) for value, delivery in pairs])
+    queue.append(1, [Append(0, b"k", value, delivery) for value, delivery in pairs], offset_next)
     return told
 
 
@@ -124,6 +124,18 @@ def test_the_background_wakes_again_after_it_slept() -> None:
     [second] = put(queue, b"b")
 
     assert second.wait()
+    queue.close()
+
+
+def test_the_background_leaves_an_attended_append_to_its_writer_and_comes_if_it_does_not() -> None:
+    writer = ScriptedWriter()
+    queue = make(writer)
+
+    [told] = put(queue, b"a", offset_next=0)
+    assert not queue._background_awake
+    assert told.wait()  # as if its writer was interrupted before it could commit
+
+    assert writer.threads == ["eventstore-commit"]
     queue.close()
 
 
