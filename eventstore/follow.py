@@ -50,9 +50,11 @@ _PUBLISH_RECORDS: Final = 100_000
 _REPORT_INTERVAL_S: Final = 0.5
 #: How often `close` wakes a thread that may be about to wait.
 _WAKE_INTERVAL_S: Final = 0.01
-#: A reader that folds in its own thread is left to it for so long: two threads that fold by turns
-#: wait for each other, and each commit would wake the one that is not needed.
-_ATTENDED_S: Final = 0.002
+#: A reader that folds in its own thread is left to it while it does so once in this time, but for
+#: no longer than that: two threads that fold by turns wait for each other, and each commit would
+#: wake the one that is not needed.
+_ATTENDED_S: Final = 0.000_5
+_ATTENDED_S_MAX: Final = 0.002
 #: How often a reader that waits for a position looks at its deadline, and whether all is closed.
 _READER_WAIT_S: Final = 0.25
 _NOTHING: Final = contextlib.nullcontext()
@@ -567,11 +569,17 @@ class Follower:
             if partition not in self._stopped
         }
         if wanted:
-            found = self._log.wait(self.topic, wanted, _WAIT_S)
-            if found and time.monotonic() - self._attended_s < _ATTENDED_S:
-                self._closing.wait(_ATTENDED_S)
+            if self._log.wait(self.topic, wanted, _WAIT_S):
+                self._leave_to_readers()
         else:
             self._pause()
+
+    def _leave_to_readers(self) -> None:
+        now_s = time.monotonic()
+        end_s = now_s + _ATTENDED_S_MAX
+        while now_s < end_s and now_s < (until_s := self._attended_s + _ATTENDED_S):
+            self._closing.wait(until_s - now_s)
+            now_s = time.monotonic()
 
     def _pause(self) -> None:
         self._closing.wait(_WAIT_S)
