@@ -5,7 +5,8 @@ Which events fire is decided here, in one place:
 - accepted diffs, by the fields that their operations touch (setting an equal value touches);
 - forks, as changes of the fields that they begin with (of any field, where they come in parts);
 - resets, as a change of every field;
-- and nothing else: refused events, requests, notes and the instances that are ours never fire.
+- and nothing else: requests and notes never fire. Refused events and the instances that are ours
+  do not come here: a feed leaves them out before anything is asked of them.
 """
 
 from __future__ import annotations
@@ -76,13 +77,11 @@ def touched_fields(entry: Entry) -> tuple[str, ...]:
 
 
 def as_change(folded: Folded) -> Folded:
-    """Return an event with the fields that it changed as far as triggers care; none: no change.
+    """Return an accepted event with the fields that it changed as far as triggers care, or none.
 
     Before its last part nobody can see a fork, and with it all of its fields come at once.
     """
     kind, fork = folded.event.kind, folded.event.fork
-    if folded.verdict != Verdict.ACCEPTED or is_system(folded):
-        return folded._replace(fields=()) if folded.fields else folded
     if kind == Kind.RESET:
         return folded._replace(fields=(ANY,))
     if kind == Kind.FORK and fork is not None and fork.parts > 1:

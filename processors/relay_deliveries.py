@@ -60,7 +60,7 @@ class TriggerDeliveries:
             self._own_names = own_names(component, update)
 
     def matters(self, change: Folded) -> bool:
-        """Whether an event asks for anything; called under the view's lock: it reads nothing."""
+        """Whether an accepted event asks for anything. Reads nothing: the view's lock is held."""
         event = change.event
         if not watched_fields(change, self._trigger.fields):
             return False
@@ -137,7 +137,7 @@ class OutboxDeliveries:
         self._note = note
 
     def matters(self, change: Folded) -> bool:
-        """Whether an event asks for anything; called under the view's lock: it reads nothing."""
+        """Whether an accepted event asks for anything. Reads nothing: the view's lock is held."""
         event = change.event
         return event.outbox is not None and event.answer is not None and event.answer.closes
 

@@ -101,8 +101,8 @@ class Feed:
             if is_system(one):
                 continue
             passed += 1
-            if one.verdict == Verdict.ACCEPTED and self._matters(change := as_change(one)):
-                kept.append(_without_body(change))
+            if (change := self._change_of(one)) is not None:
+                kept.append(change)
         with self._mutex:
             self._clock.seen(folded[-1].appended_ms)
             self._told_next[folded[-1].partition] = folded[-1].offset + 1
@@ -119,6 +119,13 @@ class Feed:
             wanted = bool(kept) or self._passed >= PASSED_MAX
         if wanted:
             self._ring()
+
+    def _change_of(self, folded: Folded) -> Folded | None:
+        """Return what is kept of an event of a user's instance; None if it does not matter."""
+        if folded.verdict != Verdict.ACCEPTED:
+            return None
+        change = as_change(folded)
+        return _without_body(change) if self._matters(change) else None
 
     def _forget_waiting(self) -> None:
         self._waiting.clear()
@@ -178,8 +185,8 @@ class Feed:
                 continue
             with self._mutex:
                 self._passed += 1
-            if folded.verdict == Verdict.ACCEPTED and self._matters(change := as_change(folded)):
-                taken.append(_without_body(change))
+            if (change := self._change_of(folded)) is not None:
+                taken.append(change)
         if len(entries) < count_max:
             self._reading = None  # `take` reads on where too much has come in the meantime
         return taken
