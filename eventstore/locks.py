@@ -43,7 +43,8 @@ class FileLock:
         self.held = False
         self._keep_open = keep_open
         self._descriptor: int | None = None
-        self._status: os.stat_result | None = None
+        #: What file the descriptor is of. It stays that file whatever happens to its path.
+        self._opened: os.stat_result | None = None
         abandon_in_child(self)
 
     def try_acquire(self) -> bool:
@@ -57,7 +58,7 @@ class FileLock:
             try:
                 if self._descriptor is None:
                     self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-                    self._status = os.fstat(self._descriptor)
+                    self._opened = os.fstat(self._descriptor)
                 if not _lock(self._descriptor):
                     if not self._keep_open:
                         self._close_descriptor()
@@ -141,12 +142,12 @@ class FileLock:
         self._close_descriptor()
 
     def _is_at_path(self) -> bool:
+        """Whether the path still names the file that the descriptor is of."""
         try:
             there = os.stat(self.path)
         except FileNotFoundError:
             return False
-        # What tells one open file from another never changes: it is asked once.
-        return self._status is not None and os.path.samestat(self._status, there)
+        return self._opened is not None and os.path.samestat(self._opened, there)
 
     def _close_descriptor(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
