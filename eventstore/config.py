@@ -37,7 +37,8 @@ class Config(BaseModel):
     event_bytes_max: int = Field(default=1_000_000, ge=1_000, le=100_000_000)
     #: Bytes of appends that may wait for the log; a full buffer makes `append` wait.
     buffer_bytes_max: int = Field(default=64 * 1024 * 1024, ge=1_000_000)
-    #: How long an append may stay unacknowledged before it is LogUnavailable or OutcomeUnknown.
+    #: How long an append may stay unacknowledged before it is LogUnavailable or OutcomeUnknown. On
+    #: Kafka, time in which this process was stopped does not count: nobody could hear an answer.
     append_timeout_s: float = Field(default=30.0, gt=0)
     #: How long a read waits for the log or for the view before ReadTimeout.
     read_timeout_s: float = Field(default=30.0, gt=0)
@@ -45,7 +46,8 @@ class Config(BaseModel):
     #: "full": an acknowledged event survives a power cut. "process": it survives a killed process;
     #: a power cut can lose what was acknowledged since the last checkpoint. Embedded log only.
     durability: str = Field(default="full", pattern="^(full|process)$")
-    #: How often a waiting reader of the embedded log looks by itself, should a nudge be lost.
+    #: How often a waiting reader of the embedded log looks by itself, where no nudge comes; while
+    #: they do come, an eighth as often.
     poll_interval_ms: int = Field(default=25, ge=1, le=10_000)
     #: Network file systems do not keep SQLite's locks; True takes the risk.
     allow_network_filesystem: bool = False
