@@ -56,3 +56,26 @@ def test_a_damaged_jar_is_a_failure_that_names_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert f"broker jar {jar} is damaged" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+#: Sends a broker what no client would, and is told nothing.
+_UNREADABLE = """
+import os, socket
+host, port = os.environ["EVENTSTORE_TEST_KAFKA"].split(":")
+with socket.create_connection((host, int(port)), timeout=30) as connection:
+    connection.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    assert connection.recv(1) == b""
+"""
+
+
+def test_what_a_broker_warned_of_is_shown_when_the_command_beside_it_fails() -> None:
+    if broker.available() is not None:
+        pytest.skip(f"no Kafka broker: {broker.available()}")
+
+    failed = _exec(sys.executable, "-c", f"{_UNREADABLE}\nraise SystemExit(3)")
+    done = _exec(sys.executable, "-c", _UNREADABLE)
+
+    assert failed.returncode == 3
+    assert "node 1: " in failed.stderr
+    assert "InvalidReceiveException" in failed.stderr
+    assert (done.returncode, done.stderr) == (0, "")

@@ -56,8 +56,8 @@ START_TIMEOUT_S = 90.0
 #: How long a killed node, or the command of `exec` that was asked to stop, may take to end.
 STOP_TIMEOUT_S = 15.0
 
-#: How many lines of a node's output are shown when the command beside it fails.
-LAST_WORDS_MAX = 40
+#: How many lines of each node's output are shown when the command beside it fails.
+LAST_LINES_MAX = 40
 
 #: Starts a program that the kernel kills when its parent dies (Linux), so that not even a SIGKILL
 #: of a test run leaves a broker behind. A program of its own, because a `preexec_fn` would run
@@ -252,7 +252,11 @@ class Cluster:
     """
 
     def __init__(self, nodes: int = 1, *, advertised_port: int | None = None) -> None:
-        """Prepare it. Clients of its one node shall come by `advertised_port`, a proxy's, if so."""
+        """Prepare it, started by nobody yet.
+
+        With `advertised_port`, that of a proxy, clients of its only node are sent there.
+        """
+        assert advertised_port is None or nodes == 1, "a port is that of one node"
         self._advertised_port = advertised_port
         self._jars = jars()
         self._folder = Path(tempfile.mkdtemp(prefix="foldlog-kafka-"))
@@ -325,7 +329,7 @@ class Cluster:
         for node in self._nodes:
             with contextlib.suppress(OSError):
                 said = node.output.read_bytes()[node.said_at_start :].decode(errors="replace")
-                last = said.splitlines()[-LAST_WORDS_MAX:]
+                last = said.splitlines()[-LAST_LINES_MAX:]
                 lines += [f"node {node.number}: {line}" for line in last]
         return lines
 
