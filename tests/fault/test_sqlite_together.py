@@ -18,9 +18,10 @@ from eventstore.config import Config
 from eventstore.errors import LogUnavailable
 from eventstore.locks import FileLock
 from eventstore.log.base import Topic
+from eventstore.log.nudges import Nudges
 from eventstore.log.ownership import STANDS_STILL_S
 from eventstore.log.sqlite import SqliteLog
-from eventstore.log.sqlite_writer import Turn
+from eventstore.log.sqlite_writer import WRITTEN_RECORDS_MAX, Turn
 from tests.contract.logs import eventually, queue, write
 from tests.fault.sqlite_child import APP
 from tests.fault.sqlite_processes import check_log, child
@@ -116,10 +117,16 @@ def test_news_arrive_without_nudges_too(
     log: SqliteLog, topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eventstore.log.nudges.Nudges.ring", lambda self, **_: None)
-    monkeypatch.setattr("eventstore.log.nudges.Nudges.listen", lambda self, timeout_s: False)
-    write(log, topic, (b"k", b"v"))
+    written: list[object] = []
+
+    def written_to_while_it_listens(self: Nudges, timeout_s: float) -> bool:
+        written.extend(() if written else write(log, topic, (b"k", b"v")))
+        return False
+
+    monkeypatch.setattr("eventstore.log.nudges.Nudges.listen", written_to_while_it_listens)
 
     assert log.wait(topic, {0: 0}, 30.0)
+    assert written, "it has listened, and heard nothing"
 
 
 def test_readers_here_are_woken_by_every_commit_but_that_of_a_writer_who_reads_himself(
@@ -136,20 +143,20 @@ def test_readers_here_are_woken_by_every_commit_but_that_of_a_writer_who_reads_h
     # In one commit: the one who reads himself says nothing for the other.
     somebody_writes = Turn(log.folder / "locks")
     somebody_writes.take(5.0)
-    (attended,) = queue(log, topic, (b"k", b"attended"), unless_newer=2)
+    (attended_too,) = queue(log, topic, (b"k", b"attended"), unless_newer=2)
     (plain,) = queue(log, topic, (b"k", b"plain"))
     somebody_writes.close()
     plain.drive(log)
 
-    assert attended.done
+    assert attended_too.done
     assert woken == [True, False, True]
 
 
-def test_what_was_just_written_is_read_as_the_database_has_it(
+def test_a_small_commit_is_read_once_without_the_database_and_as_the_database_has_it(
     log: SqliteLog, topic: Topic, tmp_path: Path
 ) -> None:
     other = SqliteLog(tmp_path, Config.load({}))
-    for count in (1, 2, 16, 17, 40, 3):
+    for count in (1, 2, WRITTEN_RECORDS_MAX, WRITTEN_RECORDS_MAX + 1, 40, 3):
         (_, first), *_ = write(log, topic, *((b"k", b"%d" % n) for n in range(count)))
         write(other, topic, (b"k", b"of another process"))
 
@@ -157,6 +164,8 @@ def test_what_was_just_written_is_read_as_the_database_has_it(
         again = log.read(topic, 0, first, records_max=1_000, bytes_max=1 << 20)
 
         assert len(again.records) == count + 1
+        # What another process wrote is seen in the database only.
+        assert len(at_once.records) == count + (count > WRITTEN_RECORDS_MAX)
         assert list(at_once.records) == again.records[: len(at_once.records)]
         assert at_once.offset_next == first + len(at_once.records)
     other.close()
