@@ -87,18 +87,17 @@ class _Row:
     small ones each, Python's garbage collector took half of the time of an append.
     """
 
-    __slots__ = ("deliveries", "ends", "mark", "marked_at", "queued")
+    __slots__ = ("deliveries", "ends", "mark", "marked_at", "queued", "told")
 
     def __init__(self, ends: dict[int, int]) -> None:
         self.deliveries: deque[Delivery] = deque()
         self.ends = ends  # of the topic: partition -> offset behind what was acknowledged
+        # Two counts, because what is queued less the length of `deliveries` is wrong in the middle
+        # of an append: a new row looked overdue. Both only grow; `told` may be ahead for a moment.
         self.queued = 0  # changed under the writer's lock
+        self.told = 0  # changed by the delivering thread
         self.mark = 0  # records up to here were queued at `marked_at`, of the writer's clock
         self.marked_at = 0.0
-
-    @property
-    def told(self) -> int:
-        return self.queued - len(self.deliveries)
 
     def is_overdue(self, now: float, timeout_s: float) -> bool:
         """Say whether a record waits for more than `timeout_s`; to be asked now and then."""
@@ -144,13 +143,16 @@ class _Generation:
         fault_point("log.acknowledged")
         partition: int = message.partition()  # type: ignore[assignment]
         row = rows[partition]
-        if error is not None:
-            self.fault = self.fault or reason(error, self._address)
-            row.deliveries.popleft().failed(self.translated(error, len(message)))
-            return
-        offset: int = message.offset()  # type: ignore[assignment]
-        row.ends[partition] = offset + 1
-        row.deliveries.popleft().delivered(partition, offset)
+        try:
+            if error is not None:
+                self.fault = self.fault or reason(error, self._address)
+                row.deliveries.popleft().failed(self.translated(error, len(message)))
+                return
+            offset: int = message.offset()  # type: ignore[assignment]
+            row.ends[partition] = offset + 1
+            row.deliveries.popleft().delivered(partition, offset)
+        finally:
+            row.told += 1  # only now: who waits in `flush` may rely on what the delivery did
 
     def rows(self) -> list[_Row]:
         return [row for rows in list(self.topics.values()) for row in list(rows.values())]
@@ -165,6 +167,8 @@ class _Generation:
                     row.deliveries.popleft().failed(self._unknown(why))
                 except Exception:  # the others must hear of it too
                     logger.exception("a delivery raised")
+                finally:
+                    row.told += 1
 
     def translated(self, error: KafkaError, size_bytes: int) -> Exception:
         if error.code() in _TOO_LARGE:
@@ -283,24 +287,20 @@ class KafkaWriter:
                     row = rows[partition]
                     # Before it is handed over: its delivery may come at once.
                     row.deliveries.append(delivery)
-                    row.queued += 1
                     produce(topic, value, key, partition, told)
+                    row.queued += 1
             except BufferError:
-                self._take_back(row)
+                row.deliveries.pop()
                 return index, generation
             except KafkaException as error:
                 # The rest of the call fails with it: nothing may follow a record that failed.
-                self._take_back(row)
+                row.deliveries.pop()
                 if error.args[0].fatal() or error.args[0].code() == KafkaError._FATAL:
                     generation.fault = generation.fault or reason(error, self._address)
                     return index, generation
                 delivery.failed(generation.translated(error.args[0], len(value)))
                 self._refuse(appends[index + 1 :], "an earlier event of the same call failed")
             return len(appends), generation
-
-    def _take_back(self, row: _Row) -> None:
-        row.deliveries.pop()
-        row.queued -= 1
 
     def _refuse(self, appends: Sequence[Append], why: str) -> None:
         for append in appends:

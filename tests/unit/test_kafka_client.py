@@ -1,9 +1,15 @@
-"""Answers of a cluster that come and go too quickly to be had from a real one at will."""
+"""Answers and moments that come and go too quickly to be had from a real cluster at will."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -11,8 +17,11 @@ from confluent_kafka.admin import NewTopic
 
 from eventstore.config import Config
 from eventstore.errors import ConfigError
+from eventstore.log.base import Append
 from eventstore.log.kafka_client import Cluster, Described
 from eventstore.log.kafka_settings import TopicPlan, parse_url
+from eventstore.log.kafka_writer import KafkaWriter
+from tests.contract.logs import Told, eventually
 
 #: What Kafka 4.3 says, word for word. A broker that misses its heartbeats for some seconds is
 #: fenced until the next one.
@@ -69,3 +78,118 @@ def test_too_few_brokers_are_said_at_once(
 
     with pytest.raises(ConfigError, match="only 1 broker"):
         cluster.create(TopicPlan("app", 1, 3))
+
+
+# --- acknowledgements ---------------------------------------------------------------------------
+
+
+class Acknowledgement(NamedTuple):
+    """A message as a producer hands it back."""
+
+    at_partition: int
+    at_offset: int
+
+    def partition(self) -> int:
+        return self.at_partition
+
+    def offset(self) -> int:
+        return self.at_offset
+
+
+class PromptProducer:
+    """Acknowledges what it has whenever it is polled."""
+
+    def __init__(self) -> None:
+        self._queued: deque[tuple[Callable[[None, Acknowledgement], None], int]] = deque()
+        self._offset = 0
+        self.polls = 0
+
+    def __len__(self) -> int:
+        return len(self._queued)
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes,
+        partition: int,
+        told: Callable[[None, Acknowledgement], None],
+    ) -> None:
+        self._queued.append((told, partition))
+
+    def poll(self, timeout: float) -> int:
+        self.polls += 1
+        count = 0
+        while self._queued:
+            told, partition = self._queued.popleft()
+            told(None, Acknowledgement(partition, self._offset))
+            self._offset += 1
+            count += 1
+        return count
+
+    def purge(self) -> None:
+        self._queued.clear()
+
+
+@contextmanager
+def before_line(number: int, of: CodeType, run: Callable[[], None]) -> Iterator[None]:
+    """Call `run` before this thread runs the so-manieth line of a function, as often as it does."""
+    left = number
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code is not of:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                run()
+        return trace
+
+    earlier = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(earlier)
+
+
+def test_a_look_at_the_deadlines_in_the_middle_of_an_append_sees_nothing_overdue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    producers: list[PromptProducer] = []
+
+    def make(options: dict[str, object]) -> PromptProducer:
+        producers.append(PromptProducer())
+        return producers[-1]
+
+    monkeypatch.setattr("eventstore.log.kafka_writer.Producer", make)
+    monkeypatch.setattr("eventstore.log.kafka_writer._POLL_S", 0.0)  # it looks after each poll
+    timeout_s = 0.1
+    config = Config.load({}, append_timeout_s=timeout_s)
+    writer = KafkaWriter(parse_url("kafka://127.0.0.1:1", config), config)
+    began = time.monotonic()
+    first = Told()
+    writer.append("app", [Append(0, b"k", b"v", first)])
+    assert eventually(lambda: first.done and time.monotonic() > began + 2 * timeout_s)
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        polls = producers[-1].polls
+        assert eventually(lambda: producers[-1].polls > polls + 1, 5.0)
+
+    number = 0
+    while looks == number:  # until it has no such line
+        number += 1
+        told = Told()
+        # A topic of its own: no earlier look has seen it.
+        with before_line(number, KafkaWriter._queue.__code__, look):
+            writer.append(f"app-{number}", [Append(0, b"k", b"v", told)])
+        assert told.wait()
+        assert told.error is None
+
+    assert looks > 10
+    assert len(producers) == 1
+    writer.close()
