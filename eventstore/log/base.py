@@ -159,9 +159,10 @@ class Log(ABC):
         records), and it is of one that is ahead of the log. Only a log whose `sees_newer` is set
         can see to that.
 
-        The caller drives the log at once, and then reads what it wrote: so nobody else in this
-        process is woken for these records, neither to commit them (where the caller does not,
-        that may take a second) nor to read them (`wait` looks by itself from time to time).
+        The caller is to drive the log at once, and then to read what it wrote. For nobody else in
+        this process need be woken for these records: neither to commit them (where the caller
+        does not drive, that takes up to a second) nor to read them (`wait` finds them when it
+        looks by itself, `poll_interval_ms`).
 
         Raises:
             NotImplementedError: this log cannot; nothing was queued.

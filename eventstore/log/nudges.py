@@ -43,7 +43,7 @@ class Nudges:
         abandon_in_child(self)
 
     def ring(self, *, here: bool = True) -> None:
-        """Nudge every process that listens now, and with `here` `listen` of this process."""
+        """Nudge every other process that listens now, and this one too unless `here` is False."""
         with self._mutex:
             if self._closed:
                 return

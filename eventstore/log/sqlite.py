@@ -219,6 +219,7 @@ class SqliteLog(Log):
     ) -> Batch:
         """Return committed records from `offset` on; see `Log.read`."""
         table = self._table(topic, partition)
+        # It is given whole, so only to those who take that much.
         if records_max >= WRITTEN_RECORDS_MAX and bytes_max >= WRITTEN_BYTES_MAX:
             written = self._writer.take_written(self._resolve(topic).id, offset)
             if written is not None:

@@ -1,4 +1,5 @@
-"""The writing half of the embedded log: one connection, its turn among the processes, one commit.
+"""The writing half of the embedded log: one connection, its turn among the processes, one commit,
+and what that has just written, for the one who reads it next.
 
 group_commit.py calls `SqliteWriter` with all that is queued; the tables are in sqlite_file.py.
 """
@@ -43,7 +44,7 @@ _CHECKPOINT_WAIT_S = 0.2
 #: it takes before a checkpoint. That takes as long as 50 commits into a WAL that grows each time.
 _GROW_AT_FRAMES = 64
 _FRAME_BYTES = 4_096 + 24
-#: A commit that is no larger is kept until it is read, or the next one comes.
+#: What a commit wrote to a topic is kept, if it is no more, until it is read or the next one comes.
 WRITTEN_RECORDS_MAX = 16
 WRITTEN_BYTES_MAX = 65_536
 #: Records that are looked through for a newer one of an instance. Who is so far behind is told that
@@ -287,14 +288,14 @@ class _Table:
 
     @property
     def is_small(self) -> bool:
-        """Whether what was added is worth to be kept until it is read."""
+        """Whether what was added may be kept in memory until it is read; nothing is not kept."""
         values = self._values
         return 0 < len(values) <= 4 * WRITTEN_RECORDS_MAX and (
             sum(map(len, values[3::4])) <= WRITTEN_BYTES_MAX
         )
 
     def batch(self) -> Batch:
-        """Return what was added as it is read."""
+        """Return what was added, as a reader gets it."""
         values = self._values
         records = [Record(*values[at : at + 4]) for at in range(0, len(values), 4)]
         return Batch(records, self.offset_next)
