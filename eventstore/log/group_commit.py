@@ -152,6 +152,7 @@ class GroupCommit:
 
     def _queue(self, job: Job) -> bool:
         self._refuse_in_child()
+        is_attended = job.is_attended
         with self._mutex:
             if self._closed:
                 raise Closed("the log is closed; nothing was written")
@@ -160,15 +161,15 @@ class GroupCommit:
                 self._buffered_bytes + job.size_bytes > self._buffer_bytes_max
             ):
                 return False
-            if job.is_attended:
+            if is_attended:
                 self._start_background()
             elif not self._background_awake:
                 self._wake_background()
             self._of_thread.group = self._open
-            # No calls in here: an interrupt can come in a call only, and these belong together.
+            # No calls (a property is one): an interrupt comes in calls, and these belong together.
             self._buffered_bytes += job.size_bytes
             self._queued_count += 1
-            self._unattended_count += not job.is_attended
+            self._unattended_count += not is_attended
             self._open.jobs += (job,)
             return True
 

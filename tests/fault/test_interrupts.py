@@ -65,6 +65,8 @@ class Interrupt:
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_code.co_filename.startswith(_PACKAGE):
             return None
+        if _is_entered_without_call(frame):
+            self._count(frame)
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         return self._step
@@ -74,12 +76,27 @@ class Interrupt:
         earlier, at = self._last.get(id(frame), (code, -1))
         self._last[id(frame)] = (code, frame.f_lasti)
         if event == "opcode" and earlier is code and at >= 0 and code.co_code[at] in _INTERRUPTIBLE:
-            self._left -= 1
-            if self._left == 0:
-                self.came_at = f"{code.co_filename}:{frame.f_lineno} ({code.co_name})"
-                sys.settrace(None)
-                signal.raise_signal(signal.SIGINT)
+            self._count(frame)
         return self._step
+
+    def _count(self, frame: FrameType) -> None:
+        self._left -= 1
+        if self._left == 0:
+            code = frame.f_code
+            self.came_at = f"{code.co_filename}:{frame.f_lineno} ({code.co_name})"
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGINT)
+
+
+def _is_entered_without_call(frame: FrameType) -> bool:
+    """Whether a function of ours was begun by a property, an operator or a `with`.
+
+    One that was begun by a call needs no place of its own: it is that of the call.
+    """
+    caller = frame.f_back
+    if caller is None or not caller.f_code.co_filename.startswith(_PACKAGE):
+        return False
+    return caller.f_code.co_code[caller.f_lasti] not in _INTERRUPTIBLE
 
 
 def append(store: EventStore, app: App) -> None:
