@@ -21,7 +21,7 @@ from eventstore import EventStore, EventStoreError, ReadTimeout
 from processors.component import Component
 from processors.logs import say
 from processors.notices import Notice, NoticeBoard, Publisher, different_code
-from processors.runner import Runner
+from processors.runner import Runner, Running
 
 __all__ = [
     "EXIT_CUT_OFF",
@@ -181,7 +181,7 @@ class Daemon:
                 "stopped",
                 logging.WARNING,
                 why=f"updates still ran after {self._stop_timeout_s:g} s; they stay pending",
-                running=self._running(),
+                running=[_named(runner, one) for runner in self.runners for one in runner.cut_off],
             )
             self.is_cut_off = True
             return EXIT_CUT_OFF
@@ -329,11 +329,7 @@ class Daemon:
             say(event, logging.WARNING, app=app, **facts)
 
     def _running(self) -> list[str]:
-        return [
-            f"{runner.component.name}/{one.instance} {one.name}"
-            for runner in self.runners
-            for one in runner.snapshot().running
-        ]
+        return [_named(runner, one) for runner in self.runners for one in runner.snapshot().running]
 
     # --- being asked ------------------------------------------------------------------------------
 
@@ -361,6 +357,10 @@ class Daemon:
             except EventStoreError as error:
                 found.append(f"{runner.component.name}: {error}")
         return found
+
+
+def _named(runner: Runner, one: Running) -> str:
+    return f"{runner.component.name}/{one.instance} {one.name}"
 
 
 @contextmanager

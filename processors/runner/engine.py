@@ -169,6 +169,8 @@ class Runner:
         self._ownership: Ownership | None = None
         self._unwatch: Callable[[], None] | None = None
         self._owned_once = threading.Event()
+        #: What still ran when the time to stop was over.
+        self.cut_off: tuple[Running, ...] = ()
         #: Guarded by the board's lock.
         self._shards: frozenset[int] = frozenset()
         self._taking_over: set[int] = set()
@@ -240,6 +242,8 @@ class Runner:
         if self._relays is not None:
             self._relays.stop(deadline_s)
         ended = self._board.wait_idle(deadline)
+        if not ended:
+            self.cut_off = self.snapshot().running  # now: what runs in processes ends with them
         if not self._board.is_stopped:
             with contextlib.suppress(EventStoreError):
                 # What was answered is appended already; the next owner should see it.

@@ -93,10 +93,11 @@ def test_sigterm_lets_what_runs_end_and_leaves_the_rest_pending(
     assert daemon.said("stopped")
 
 
+@pytest.mark.parametrize("worker", ["thread", "process"])
 def test_what_runs_too_long_after_sigterm_is_cut_off_and_stays_pending(
-    start: Start, app: App, folder: Path
+    start: Start, app: App, folder: Path, worker: str
 ) -> None:
-    daemon = start("--stop-timeout", "0.1")
+    daemon = start("--stop-timeout", "0.1", "--worker", worker)
     begin_slow(app, folder, "stuck/block")
 
     daemon.signal(signal.SIGTERM)
