@@ -29,8 +29,10 @@ __all__ = ["GroupCommit", "Job", "Writer"]
 
 logger = logging.getLogger(__name__)
 
-#: How long an append that nobody waits for may lie before the background thread commits it.
+#: How often the background thread looks for appends that nobody waits for. It commits them if it
+#: has seen them before, or if nothing more was appended for a moment.
 LINGER_S = 0.001
+QUIET_S = 0.000_2
 #: After so long without an append the background thread sleeps until the next one.
 IDLE_S = 0.05
 #: How long a writer that meant to commit at once, and was interrupted before, is waited for.
@@ -382,7 +384,9 @@ class GroupCommit:
                 time.sleep(LINGER_S)
                 with self._mutex:
                     group = self._open
-                    lead = bool(group.jobs) and group is seen and self._leader is None
+                    lead = bool(group.jobs) and self._leader is None
+                    if lead and group is not seen:
+                        lead = time.monotonic() - group.jobs[-1].queued_at_s > QUIET_S
                     if lead:
                         self._leader = _thread.get_ident()
                     seen = group if group.jobs else None
