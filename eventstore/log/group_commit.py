@@ -3,7 +3,8 @@
 There is no writer thread to hand a record to: the thread that needs its record first leads, and
 commits everything that is queued; those that come meanwhile wait, and one of them leads next. So
 a lone writer pays no thread switch, and 32 writers share each fsync. What nobody waits for is
-committed by a lazy thread in the background. How to write is the `Writer`'s business (sqlite.py).
+committed by a lazy thread in the background. How to write is the `Writer`'s business
+(sqlite_writer.py).
 
 Ctrl-C may come between any two steps of the thread that leads. So what must be undone is written
 down before it is done, and the cleanup can be begun again: it is called twice, and one of the two
@@ -35,7 +36,8 @@ LINGER_S = 0.001
 QUIET_S = 0.000_2
 #: After so long without an append the background thread sleeps until the next one.
 IDLE_S = 0.05
-#: How long a writer that meant to commit at once, and was interrupted before, is waited for.
+#: How often the thread that sleeps looks all the same: a writer that meant to commit at once may
+#: have been interrupted before it did.
 ASLEEP_S = 1.0
 #: What one transaction may hold; more is committed in several, so that a reader does not wait for
 #: 64 MiB and the write-ahead log stays bounded.
@@ -356,6 +358,7 @@ class GroupCommit:
     # --- background -------------------------------------------------------------------------
 
     def _start_background(self) -> None:
+        """See that there is a thread to fall back on. Called with the mutex held."""
         if self._background is None or not self._background.is_alive():
             self._background = threading.Thread(
                 target=self._run_background, name="eventstore-commit", daemon=True
