@@ -29,6 +29,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -56,6 +57,9 @@ _LOOK_S_MAX = 1.0
 _TRIES = 3
 _TRY_MS_MIN = 1_000
 _CONNECTION_MARGIN_MS = 1_000
+
+#: How long the reports on what a producer gave up are waited for; they take milliseconds.
+_REPORTS_S_MAX = 2.0
 
 #: How long a writer that met a full buffer waits for much room before it makes do with a little.
 _ROOM_S = 0.05
@@ -134,7 +138,13 @@ class _Generation:
         self._complaint = ""  # the client's last, about a connection, say
         self._complained_at = 0.0
         self._is_dead = False
-        self.producer = build(Producer, {**options, "error_cb": self._on_error}, address)
+        on_error = WeakMethod(self._on_error)  # else producer and generation keep each other
+
+        def heard(error: KafkaError) -> None:
+            if (listener := on_error()) is not None:
+                listener(error)
+
+        self.producer = build(Producer, {**options, "error_cb": heard}, address)
 
     def told(self, rows: _Rows, error: KafkaError | None, message: Message) -> None:
         """Tell one writer what became of its record. Runs once per record: every step counts."""
@@ -169,6 +179,19 @@ class _Generation:
                     logger.exception("a delivery raised")
                 finally:
                     row.told += 1
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Let the producer be freed: it has threads and connections, and an outage makes many.
+
+        Each record keeps its `told`, and that keeps the producer, until its report was taken.
+        """
+        deadline = time.monotonic() + _REPORTS_S_MAX
+        while len(self.producer) and time.monotonic() < deadline:
+            with contextlib.suppress(KafkaException):  # its own end, which is decided already
+                self.producer.poll(_POLL_S)
+        for rows in self.topics.values():
+            del rows.told  # it keeps its rows and this generation
 
     def translated(self, error: KafkaError, size_bytes: int) -> Exception:
         if error.code() in _TOO_LARGE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import NewTopic
 
 from eventstore.config import Config
-from eventstore.errors import ConfigError
+from eventstore.errors import ConfigError, OutcomeUnknown
 from eventstore.log.base import Append
 from eventstore.log.kafka_client import Cluster, Described
 from eventstore.log.kafka_settings import TopicPlan, parse_url
@@ -78,6 +79,23 @@ def test_too_few_brokers_are_said_at_once(
 
     with pytest.raises(ConfigError, match="only 1 broker"):
         cluster.create(TopicPlan("app", 1, 3))
+
+
+# --- the end of a producer ----------------------------------------------------------------------
+
+
+def test_a_producer_that_was_given_up_is_freed_with_its_threads_and_connections() -> None:
+    config = Config.load({}, append_timeout_s=0.1)
+    writer = KafkaWriter(parse_url("kafka://127.0.0.1:1", config), config)
+    told = [Told() for _ in range(10)]
+    writer.append("app", [Append(0, b"k", b"v", each) for each in told])
+    (producer,) = map(weakref.ref, writer.clients())
+
+    assert all(each.wait() for each in told)
+
+    assert {type(each.error) for each in told} == {OutcomeUnknown}
+    assert eventually(lambda: producer() is None)
+    writer.close()
 
 
 # --- acknowledgements ---------------------------------------------------------------------------
