@@ -569,7 +569,7 @@ class Follower:
             if partition not in self._stopped
         }
         if wanted:
-            if self._log.wait(self.topic, wanted, _WAIT_S):
+            if self._log.wait(self.topic, wanted, _WAIT_S, attended=True):
                 self._leave_to_readers()
         else:
             self._pause()

@@ -161,8 +161,7 @@ class Log(ABC):
 
         The caller is to drive the log at once, and then to read what it wrote. For nobody else in
         this process need be woken for these records: neither to commit them (where the caller
-        does not drive, that takes up to a second) nor to read them (`wait` finds them when it
-        looks by itself, `poll_interval_ms`).
+        does not drive, that takes up to a second) nor to read them, if he waits `attended`.
 
         Raises:
             NotImplementedError: this log cannot; nothing was queued.
@@ -228,11 +227,19 @@ class Log(ABC):
         """Return the first offset whose record's time is at or after `time_ms`, else the end."""
 
     @abstractmethod
-    def wait(self, topic: Topic, offsets: Mapping[int, int], timeout_s: float) -> bool:
+    def wait(
+        self,
+        topic: Topic,
+        offsets: Mapping[int, int],
+        timeout_s: float,
+        *,
+        attended: bool = False,
+    ) -> bool:
         """Wait until a partition has records at or after its offset; False on timeout.
 
-        Woken by appends of any process. May return True too early, never too late by more than
-        the poll interval of the backend.
+        Woken by appends of any process; but with `attended` it need not be by those of this one's
+        `append_unless_newer`, which whoever appended them reads. May return True too early, never
+        too late by more than the poll interval of the backend.
 
         Raises:
             Closed: the log is closed, before the call or during it; or False is returned.

@@ -248,7 +248,14 @@ class KafkaLog(Log):
         found = self._cluster.offset_at(topic.name, partition, max(0, time_ms))
         return found if found is not None else self.offset_end(topic, partition)
 
-    def wait(self, topic: Topic, offsets: Mapping[int, int], timeout_s: float) -> bool:
+    def wait(
+        self,
+        topic: Topic,
+        offsets: Mapping[int, int],
+        timeout_s: float,
+        *,
+        attended: bool = False,
+    ) -> bool:
         """Wait until there is something at or after an offset; see `Log.wait`."""
         self._refuse_when_closed()
         wakes = self._wakes

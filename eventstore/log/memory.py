@@ -178,7 +178,14 @@ class MemoryLog(Log):
         records = self._stored(topic).partitions[partition]
         return bisect_left(records, time_ms, key=lambda record: record.time_ms)
 
-    def wait(self, topic: Topic, offsets: Mapping[int, int], timeout_s: float) -> bool:
+    def wait(
+        self,
+        topic: Topic,
+        offsets: Mapping[int, int],
+        timeout_s: float,
+        *,
+        attended: bool = False,
+    ) -> bool:
         """Wait until a partition has records at or after its offset; False on timeout."""
         stored = self._stored(topic)
         with self._storage.condition:

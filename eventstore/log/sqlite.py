@@ -82,7 +82,7 @@ class SqliteLog(Log):
         self._news = Nudges(self.folder / "news")
         self._waiting = Waiting(self._news)
         self._stamp = Stamp(self.folder / "news" / "commits")
-        self._writer = SqliteWriter(self.folder, self._file, self._news, self._stamp, config)
+        self._writer = SqliteWriter(self.folder, self._file, self._waiting, self._stamp, config)
         self._queue = GroupCommit(
             self._writer,
             buffer_bytes_max=config.buffer_bytes_max,
@@ -289,7 +289,14 @@ class SqliteLog(Log):
                     low = middle + 1
         return low
 
-    def wait(self, topic: Topic, offsets: Mapping[int, int], timeout_s: float) -> bool:
+    def wait(
+        self,
+        topic: Topic,
+        offsets: Mapping[int, int],
+        timeout_s: float,
+        *,
+        attended: bool = False,
+    ) -> bool:
         """Wait until there are records at or after the offset; woken by every process's commits."""
         known = self._resolve(topic)
         offset = offsets.get(0)
@@ -299,7 +306,8 @@ class SqliteLog(Log):
         def has_news() -> bool:
             return not self._closed and self.offset_end(known.topic, 0) > offset
 
-        return self._waiting.wait(has_news, timeout_s, self._config.poll_interval_ms / 1000)
+        poll_interval_s = self._config.poll_interval_ms / 1000
+        return self._waiting.wait(has_news, timeout_s, poll_interval_s, attended=attended)
 
     def wake(self) -> None:
         """Make every `wait` of this process return now."""

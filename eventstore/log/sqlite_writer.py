@@ -21,9 +21,9 @@ from eventstore.events import Batch, Record
 from eventstore.locks import FileLock
 from eventstore.log.base import Append
 from eventstore.log.group_commit import Job
-from eventstore.log.nudges import Nudges
 from eventstore.log.sqlite_file import SqliteFile
 from eventstore.log.stamp import Stamp
+from eventstore.log.waiting import Waiting
 from eventstore.testing import fault_point
 
 __all__ = ["WRITTEN_BYTES_MAX", "WRITTEN_RECORDS_MAX", "SqliteWriter", "Turn"]
@@ -56,12 +56,12 @@ class SqliteWriter:
     """The one write connection of this process, and its turn among the processes."""
 
     def __init__(
-        self, folder: Path, file: SqliteFile, news: Nudges, stamp: Stamp, config: Config
+        self, folder: Path, file: SqliteFile, waiting: Waiting, stamp: Stamp, config: Config
     ) -> None:
         self.connection: apsw.Connection | None = None
         self._stamp = stamp
         self._file = file
-        self._news = news
+        self._waiting = waiting
         self._turn = Turn(folder / "locks")
         self._locks = folder / "locks"
         self._timeout_s = config.append_timeout_s
@@ -103,7 +103,7 @@ class SqliteWriter:
         fault_point("log.commit.after")
         self._written = {id: table.batch() for id, table in tables.items() if table.is_small}
         self._stamp.raise_()
-        self._news.ring(here=not all(job.is_attended for job in jobs))
+        self._waiting.ring(attended=all(job.is_attended for job in jobs))
         return offsets_first
 
     def take_written(self, topic_id: int, offset: int) -> Batch | None:

@@ -23,12 +23,40 @@ class Waiting:
         self._listening = False
         self._generation = 0
         self._wakes = 0
+        #: How many wait for all news; an interrupt may leave one too many, which costs wake-ups.
+        self._for_all = 0
         self._closed = False
         #: Whether the latest news came with a nudge: looking by oneself can then be rare.
         self._nudges_arrive = True
 
-    def wait(self, has_news: Callable[[], bool], timeout_s: float, poll_interval_s: float) -> bool:
-        """Return True as soon as `has_news()` is true, False after `timeout_s` or a `wake()`."""
+    def wait(
+        self,
+        has_news: Callable[[], bool],
+        timeout_s: float,
+        poll_interval_s: float,
+        *,
+        attended: bool = False,
+    ) -> bool:
+        """Return True as soon as `has_news()` is true, False after `timeout_s` or a `wake()`.
+
+        Who is `attended` hears of news that others here attend to when he looks by himself.
+        """
+        if attended:
+            return self._wait(has_news, timeout_s, poll_interval_s)
+        # Before the first look: a writer that does not see this has committed what is seen there.
+        with self._condition:
+            self._for_all += 1
+        try:
+            return self._wait(has_news, timeout_s, poll_interval_s)
+        finally:
+            with self._condition:
+                self._for_all -= 1
+
+    def ring(self, *, attended: bool) -> None:
+        """Nudge other processes, and those who wait here; not if all of it is `attended`."""
+        self._news.ring(here=not attended or self._for_all > 0)
+
+    def _wait(self, has_news: Callable[[], bool], timeout_s: float, poll_interval_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
         self._news.open()
         wakes = self._wakes

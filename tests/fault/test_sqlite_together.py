@@ -152,6 +152,26 @@ def test_readers_here_are_woken_by_every_commit_but_that_of_a_writer_who_reads_h
     assert woken == [True, False, True]
 
 
+def test_a_writer_who_reads_himself_wakes_those_here_who_do_not_wait_attended(
+    log: SqliteLog, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[bool] = []
+    monkeypatch.setattr(
+        "eventstore.log.nudges.Nudges.ring", lambda self, *, here=True: woken.append(here)
+    )
+
+    def written_to_while_it_listens(self: Nudges, timeout_s: float) -> bool:
+        end = log.offset_end(topic, 0)
+        queue(log, topic, (b"k", b"v"), unless_newer=end)[0].drive(log)
+        return True
+
+    monkeypatch.setattr("eventstore.log.nudges.Nudges.listen", written_to_while_it_listens)
+
+    assert log.wait(topic, {0: 0}, 30.0)
+    assert log.wait(topic, {0: 1}, 30.0, attended=True)
+    assert woken == [True, False]
+
+
 def test_a_small_commit_is_read_once_without_the_database_and_as_the_database_has_it(
     log: SqliteLog, topic: Topic, tmp_path: Path
 ) -> None:
