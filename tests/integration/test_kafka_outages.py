@@ -81,6 +81,11 @@ class Load:
         self._log.flush(OUTAGE_S)
 
 
+def let_pass(seconds: float) -> None:
+    """Let time pass that the behaviour under test is about: nothing else ends it."""
+    threading.Event().wait(seconds)
+
+
 def assert_nothing_lost_or_reordered(log: KafkaLog, topic: Topic, load: Load) -> None:
     for partition in (0, 1):
         records = read_all(log, topic, partition, 2_000)
@@ -164,7 +169,8 @@ def test_a_broker_that_stays_away_ends_every_wait_at_its_deadline(
 def test_after_a_deadline_the_next_append_gets_through_when_the_broker_is_back(
     one_broker: Cluster, namespace: str
 ) -> None:
-    log = opened(one_broker, namespace, append_timeout_s=1.0)
+    # A new producer needs a second until it may send anything.
+    log = opened(one_broker, namespace, append_timeout_s=2.0)
     topic = made(log, f"{namespace}.app")
     write(log, topic, (b"o-1", b"before"))
     one_broker.kill()
@@ -203,15 +209,37 @@ def test_an_append_whose_answer_is_lost_is_sent_again_before_its_deadline(
         reader.close()
 
 
+@pytest.mark.parametrize(
+    ("append_timeout_s", "hangs_s", "is_all_acknowledged"),
+    [(15.0, 7.0, True), (3.0, 5.0, False)],  # requests are sent again after a third of it
+)
+def test_a_broker_that_hangs_under_load_loses_and_reorders_nothing(
+    one_broker: Cluster,
+    namespace: str,
+    append_timeout_s: float,
+    hangs_s: float,
+    is_all_acknowledged: bool,
+) -> None:
+    log = opened(one_broker, namespace, append_timeout_s=append_timeout_s)
+    topic = made(log, f"{namespace}.app")
+    load = Load(log, topic)
+    assert load.goes_on()
+
+    one_broker.pause()
+    let_pass(hangs_s)
+    one_broker.resume()
+
+    assert load.goes_on()
+    load.end()
+    assert all(told.error is None for told in load.told) is is_all_acknowledged
+    assert_nothing_lost_or_reordered(log, topic, load)
+    log.close()
+
+
 class Writer(Child):
     """A process of kafka_child.py."""
 
     MODULE = "tests.integration.kafka_child"
-
-
-def let_pass(seconds: float) -> None:
-    """Let time pass that the behaviour under test is about: nothing else ends it."""
-    threading.Event().wait(seconds)
 
 
 def test_a_process_that_was_stopped_hears_its_answers_before_its_deadlines_count(
