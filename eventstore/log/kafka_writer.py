@@ -35,6 +35,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from eventstore.config import Config
 from eventstore.errors import Closed, EventTooLarge, LogUnavailable, OutcomeUnknown
+from eventstore.interrupts import HeldBack
 from eventstore.log.base import Append, Delivery
 from eventstore.log.kafka_client import SILENCE_MS_MAX, build, client_options, reason
 from eventstore.log.kafka_settings import BATCH_OVERHEAD_BYTES_MAX, Address
@@ -293,7 +294,9 @@ class KafkaWriter:
         follow them: the rest fails.
         """
         index = start
-        with self._lock:
+        # Ctrl-C waits: between a delivery in its row and its record with the client, it would give
+        # every later record of the row the delivery of the one before.
+        with self._lock, HeldBack():
             if mine is not None and (self._closed or self._generation is not mine):
                 self._refuse(appends[start:], "earlier events of the same call failed")
                 return len(appends), mine

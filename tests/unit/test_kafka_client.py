@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import weakref
@@ -210,4 +211,52 @@ def test_a_look_at_the_deadlines_in_the_middle_of_an_append_sees_nothing_overdue
 
     assert looks > 10
     assert len(producers) == 1
+    writer.close()
+
+
+class InterruptedProducer(PromptProducer):
+    """Hears Ctrl-C once, just before it has the first record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_new = True
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes,
+        partition: int,
+        told: Callable[[None, Acknowledgement], None],
+    ) -> None:
+        if self._is_new:
+            self._is_new = False
+            signal.raise_signal(signal.SIGINT)
+        super().produce(topic, value, key, partition, told)
+
+
+@pytest.fixture
+def pythons_own_handler() -> Iterator[None]:
+    """A shell that runs the tests in the background lets them ignore the signal."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("pythons_own_handler")
+def test_after_an_interrupt_every_delivery_is_told_of_its_own_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    producer = InterruptedProducer()
+    monkeypatch.setattr("eventstore.log.kafka_writer.Producer", lambda options: producer)
+    config = Config.load({})
+    writer = KafkaWriter(parse_url("kafka://127.0.0.1:1", config), config)
+    told = [Told() for _ in range(3)]
+
+    with pytest.raises(KeyboardInterrupt):
+        writer.append("app", [Append(0, b"k", b"v", each) for each in told[:2]])
+    writer.append("app", [Append(0, b"k", b"v", told[2])])
+
+    assert eventually(lambda: all(each.done for each in told), 5.0)
+    assert [each.place for each in told] == [(0, 0), (0, 1), (0, 2)]
     writer.close()
