@@ -190,8 +190,17 @@ class GroupCommit:
                     self._lead()
             finally:
                 self._end_lead()
+        except BaseException:
+            self._fall_back()
+            raise
         finally:
             self._end_lead()
+
+    def _fall_back(self) -> None:
+        """Have the background lead: this thread, which goes, may be the one that was to be next."""
+        with self._mutex:
+            if self._open.jobs and not self._background_awake:
+                self._wake_background()
 
     def _takes_the_lead(self, deadline_s: float | None) -> bool:
         """Wait for this thread's group; True as soon as this thread has to commit it."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -136,6 +138,52 @@ def test_the_background_leaves_an_attended_append_to_its_writer_and_comes_if_it_
     assert told.wait()  # as if its writer was interrupted before it could commit
 
     assert writer.threads == ["eventstore-commit"]
+    queue.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a signal to a thread")
+def test_who_waits_behind_one_that_is_interrupted_waits_for_no_sleeper(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("eventstore.log.group_commit.ASLEEP_S", 2 * DEADLINE_S)
+    inside, go_on = threading.Event(), threading.Event()
+    writer = ScriptedWriter()
+
+    def until_it_may() -> None:
+        inside.set()
+        go_on.wait(DEADLINE_S)
+
+    writer.on_write = until_it_may
+    queue = make(writer)
+
+    def append_and_drive(value: bytes) -> Told:
+        [told] = put(queue, value, offset_next=0)
+        while not told.done:
+            queue.drive(None)
+        return told
+
+    main_thread = threading.get_ident()
+
+    def wait_behind_main_and_interrupt_it() -> Future[Told]:
+        assert eventually(lambda: len(queue._open.waiters) == 1)
+        behind = pool.submit(append_and_drive, b"behind")
+        assert eventually(lambda: len(queue._open.waiters) == 2)
+        signal.pthread_kill(main_thread, signal.SIGINT)
+        return behind
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            pool.submit(append_and_drive, b"first")
+            assert inside.wait(DEADLINE_S)
+            interrupting = pool.submit(wait_behind_main_and_interrupt_it)
+            with pytest.raises(KeyboardInterrupt):
+                append_and_drive(b"interrupted")
+            go_on.set()
+
+            assert interrupting.result(DEADLINE_S).result(DEADLINE_S).place == (0, 2)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     queue.close()
 
 
