@@ -38,7 +38,8 @@ class Config(BaseModel):
     #: Bytes of appends that may wait for the log; a full buffer makes `append` wait.
     buffer_bytes_max: int = Field(default=64 * 1024 * 1024, ge=1_000_000)
     #: How long an append may stay unacknowledged before it is LogUnavailable or OutcomeUnknown. On
-    #: Kafka, time in which this process was stopped does not count: nobody could hear an answer.
+    #: Kafka, time in which this process was stopped does not count: nobody could hear an answer;
+    #: and the first append of a process needs up to a second, so give it two or more.
     append_timeout_s: float = Field(default=30.0, gt=0)
     #: How long a read waits for the log or for the view before ReadTimeout.
     read_timeout_s: float = Field(default=30.0, gt=0)
