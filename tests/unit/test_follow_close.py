@@ -24,7 +24,9 @@ def test_a_thread_that_begins_to_wait_after_it_was_woken_is_woken_again(
     about_to_wait, woken = threading.Event(), threading.Event()
     wait, wake = log.wait, log.wake
 
-    def late_wait(topic: Topic, offsets: Mapping[int, int], timeout_s: float) -> bool:
+    def late_wait(
+        topic: Topic, offsets: Mapping[int, int], timeout_s: float, *, attended: bool
+    ) -> bool:
         about_to_wait.set()
         woken.wait(10)
         return wait(topic, offsets, 30)
