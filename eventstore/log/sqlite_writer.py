@@ -101,7 +101,9 @@ class SqliteWriter:
                 " log: retry with the same idempotency key"
             ) from error
         fault_point("log.commit.after")
-        self._written = {id: table.batch() for id, table in tables.items() if table.is_small}
+        self._written = {
+            topic_id: table.batch() for topic_id, table in tables.items() if table.is_small
+        }
         self._stamp.raise_()
         self._waiting.ring(attended=all(job.is_attended for job in jobs))
         return offsets_first
