@@ -29,6 +29,9 @@ __all__ = ["Reader"]
 #: How long one poll lasts at most: the delay of `wake` and of a change of position.
 POLL_S = 0.025
 
+#: A client from which nothing comes for so long, though the cluster has it, is given up.
+_STUCK_S = 5.0
+
 #: Records taken from the client at once.
 _FETCH_RECORDS_MAX = 2_000
 
@@ -116,7 +119,9 @@ class Reader:
             # How long fetching rests when enough is fetched; the default of 1 s starves a scan.
             "fetch.queue.backoff.ms": 5,
         }
+        self._options = options
         self._consumer = build(Consumer, options, address)
+        self._built_at = time.monotonic()
         self._state = threading.Condition()
         self._cursors: dict[int, _Cursor] = {}
         self._is_polling = False
@@ -160,7 +165,8 @@ class Reader:
             LogTruncated: the offset is before the first record or behind the end.
             LogUnavailable: records below the end did not come in time.
         """
-        deadline = time.monotonic() + timeout_s
+        began = time.monotonic()
+        deadline, patience_s = began + timeout_s, _STUCK_S
         if self._wants_more(partition, records_max, bytes_max):
             self._advance(0.0)
         while True:
@@ -184,6 +190,9 @@ class Reader:
                     f"{self._address.url}: {self._topic}/{partition} was not read within"
                     f" {timeout_s:g} s: {self._last_error}"
                 )
+            if time.monotonic() > max(began, self._built_at) + patience_s:
+                self._build_anew()
+                patience_s *= 2  # the cluster may be away, and no client could help
             if not self._advance(POLL_S):
                 # An event may be acknowledged and yet lie behind a transaction that is still open.
                 end = self._checked_end(partition, offset, ask_end())
@@ -258,6 +267,24 @@ class Reader:
             for partition, cursor in list(self._cursors.items()):
                 if cursor.read_at < before:
                     self._forget(partition)
+
+    def _build_anew(self) -> None:
+        """Take another client, which goes on where this one stood.
+
+        One was seen that fetched nothing for minutes after a broker had come back, though the
+        broker had told it of the records.
+        """
+        with self._alone():
+            self._refuse_when_closed()
+            stuck, self._consumer = self._consumer, build(Consumer, self._options, self._address)
+            self._built_at = time.monotonic()
+            self._consumer.incremental_assign(
+                [
+                    Place(self._topic, partition, cursor.frontier)
+                    for partition, cursor in self._cursors.items()
+                ]
+            )
+        stuck.close()
 
     def _forget(self, partition: int) -> None:
         """Drop a partition; nobody polls now, or the caller is the one who did."""

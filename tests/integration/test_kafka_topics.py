@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from eventstore.config import Config
 from eventstore.errors import (
@@ -215,6 +216,24 @@ def test_what_is_read_does_not_depend_on_where_reading_began_before(
         assert batch.records
         assert list(batch.records) == expected[partition][offset : offset + len(batch.records)]
         assert batch.offset_next == offset + len(batch.records)
+
+
+def test_a_client_that_fetches_no_more_is_given_up(
+    log: KafkaLog, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.log.kafka_reader._STUCK_S", 0.5)
+    topic = made(log, f"{namespace}.app")
+    ((partition, first),) = write(log, topic, (b"o-1", b"first"))
+    assert log.wait(topic, {partition: first}, 20.0)
+    log.read(topic, partition, first, records_max=100, bytes_max=1 << 20)
+    tail = log._streams[topic.name]._tail
+    assert tail is not None
+    tail._consumer.pause([TopicPartition(topic.name, partition)])
+    write(log, topic, (b"o-1", b"second"))
+
+    batch = log.read(topic, partition, first + 1, records_max=100, bytes_max=1 << 20)
+
+    assert [record.value for record in batch.records] == [b"second"]
 
 
 def test_a_deleted_beginning_is_truncation(
