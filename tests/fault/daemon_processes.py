@@ -93,8 +93,9 @@ class DaemonProcess:
         ]
 
     def until_said(self, event: str, **facts: object) -> Mapping[str, Any]:
+        """The first such line; waited for until nobody can say more, a child of it included."""
         wait_for(
-            lambda: self.said(event, **facts) or self.process.poll() is not None,
+            lambda: self.said(event, **facts) or not self._reader.is_alive(),
             f"it says {event}",
         )
         assert self.said(event, **facts), (self.lines, self.other_lines)
