@@ -66,8 +66,8 @@ class Child:
                 self.lines.append(line.rstrip("\n"))
 
     def until(self, condition: Callable[[list[str]], bool]) -> None:
-        """Wait until its lines fulfil a condition."""
-        assert eventually(lambda: condition(self.lines) or self.process.poll() is not None)
+        """Wait until its lines fulfil a condition, or until nobody can say more."""
+        assert eventually(lambda: condition(self.lines) or not self._reader.is_alive())
         assert condition(self.lines), f"{self.process.args!r} ended or said only {self.lines[-3:]}"
 
     def end(self) -> None:
