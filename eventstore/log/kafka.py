@@ -19,7 +19,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import orjson
 from confluent_kafka import murmur2
@@ -30,7 +32,7 @@ from eventstore.events import Batch
 from eventstore.lifetime import abandon_in_child, close_at_exit
 from eventstore.log.base import Append, Finding, Log, Ownership, Topic
 from eventstore.log.kafka_checks import diagnose
-from eventstore.log.kafka_client import Cluster, Described
+from eventstore.log.kafka_client import Cluster, Described, answered_end
 from eventstore.log.kafka_owner import GroupOwnership
 from eventstore.log.kafka_reader import Reader
 from eventstore.log.kafka_settings import describe_faults, events_plan, metadata_plan, parse_url
@@ -54,6 +56,9 @@ _SCAN_IDLE_S = 1.0
 
 #: How often a topic that is read is asked whether it is still the same topic.
 _IDENTITY_CHECK_S = 5.0
+
+#: How often the cluster is asked whether it has news that the reader who waits was not sent.
+_LOOK_S = 10.0
 
 #: What is read at once of the topic of metadata.
 _METADATA_RECORDS_MAX = 1_000
@@ -382,6 +387,8 @@ class _Stream:
         self._scanned_at = 0.0
         self._checked_at = -_IDENTITY_CHECK_S
         self._ends: dict[int, int] = {}
+        self._asked_ends: dict[int, Future[Any]] = {}
+        self._looked_at = time.monotonic()
         self._written = log.writer.ends(name)
 
     def read(self, partition: int, offset: int, records_max: int, bytes_max: int) -> Batch:
@@ -461,7 +468,32 @@ class _Stream:
             with self._scanning:
                 scan.release_idle(_SCAN_IDLE_S)
             self._scanned_at = float("inf")
-        return tail.wait(offsets, timeout_s, is_woken)
+        return self._has_unsent(offsets) or tail.wait(offsets, timeout_s, is_woken)
+
+    def _has_unsent(self, offsets: Mapping[int, int]) -> bool:
+        """Look now and then, waiting for nothing, whether the cluster has news that did not come.
+
+        A client can stop fetching when a broker comes back (confluentinc/librdkafka issue 5153).
+        `read` takes another one then, but only where it knows of a record: from here.
+        """
+        with self._mutex:
+            now = time.monotonic()
+            if not self._asked_ends:
+                if offsets and now - self._looked_at >= _LOOK_S:
+                    self._looked_at = now
+                    self._asked_ends = self._log.cluster.ask_ends(self._name, offsets)
+                return False
+            if not all(answer.done() for answer in self._asked_ends.values()):
+                return False
+            ends = {one: answered_end(answer) for one, answer in self._asked_ends.items()}
+            self._asked_ends = {}
+        unsent = {
+            partition: end
+            for partition, end in ends.items()
+            if end is not None and offsets.get(partition, end) < end
+        }
+        self._ends.update(unsent)
+        return bool(unsent)
 
     def check_identity(self) -> None:
         """Ask now and then whether this is still the topic that it was.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, NamedTuple, TypeVar
@@ -28,8 +28,8 @@ from eventstore.errors import ConfigError, LogUnavailable
 from eventstore.log.kafka_settings import Address, TopicPlan
 
 __all__ = [
-    "SILENCE_MS_MAX", "Cluster", "Described", "build", "client_options", "is_unknown_topic",
-    "reason",
+    "SILENCE_MS_MAX", "Cluster", "Described", "answered_end", "build", "client_options",
+    "is_unknown_topic", "reason",
 ]  # fmt: skip
 
 Answer = TypeVar("Answer")
@@ -241,6 +241,17 @@ class Cluster:
         """Return the last stable offset."""
         return self._offset(name, partition, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
+    def ask_ends(self, name: str, partitions: Iterable[int]) -> dict[int, Future[Any]]:
+        """Ask for the ends of partitions once, and wait for nothing; see `answered_end`."""
+        return {
+            place.partition: future
+            for place, future in self.admin.list_offsets(
+                {Place(name, partition): OffsetSpec.latest() for partition in partitions},  # type: ignore[no-untyped-call]
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=TRY_S,
+            ).items()
+        }
+
     def offset_at(self, name: str, partition: int, time_ms: int) -> int | None:
         """Return the offset of the first record of that time or later; None when there is none."""
         found = self._offset(name, partition, OffsetSpec.for_timestamp(time_ms))
@@ -301,6 +312,14 @@ def _is_fenced(said: KafkaError) -> bool:
     The code is the same when it has too few at all.
     """
     return said.code() == KafkaError.INVALID_REPLICATION_FACTOR and "fenced" in said.str()
+
+
+def answered_end(answer: Future[Any]) -> int | None:
+    """Return the end that was asked for with `ask_ends`; None when there was no answer."""
+    if not answer.done() or answer.cancelled() or answer.exception() is not None:
+        return None
+    offset = int(answer.result().offset)
+    return None if offset == OFFSET_INVALID else offset
 
 
 def is_unknown_topic(code: int) -> bool:

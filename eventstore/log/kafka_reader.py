@@ -122,6 +122,7 @@ class Reader:
         self._options = options
         self._consumer = build(Consumer, options, address)
         self._built_at = time.monotonic()
+        self._given_up: list[Consumer] = []
         self._state = threading.Condition()
         self._cursors: dict[int, _Cursor] = {}
         self._is_polling = False
@@ -272,7 +273,8 @@ class Reader:
         """Take another client, which goes on where this one stood.
 
         One was seen that fetched nothing for minutes after a broker had come back, though the
-        broker had told it of the records.
+        broker had told it of the records (as in confluentinc/librdkafka issue 5153). What else such
+        a client does not do is not known, so nobody waits until it is closed.
         """
         with self._alone():
             self._refuse_when_closed()
@@ -284,7 +286,13 @@ class Reader:
                     for partition, cursor in self._cursors.items()
                 ]
             )
+            self._given_up.append(stuck)
+        threading.Thread(target=self._close_given_up, args=(stuck,), daemon=True).start()
+
+    def _close_given_up(self, stuck: Consumer) -> None:
         stuck.close()
+        with self._state:
+            self._given_up.remove(stuck)
 
     def _forget(self, partition: int) -> None:
         """Drop a partition; nobody polls now, or the caller is the one who did."""
@@ -401,7 +409,7 @@ class Reader:
 
     def clients(self) -> list[object]:
         """Return what must not be touched, nor freed, in a forked child."""
-        return [self._consumer]
+        return [self._consumer, *self._given_up]
 
     def _refuse_when_closed(self) -> None:
         if self._closed:

@@ -236,6 +236,28 @@ def test_a_client_that_fetches_no_more_is_given_up(
     assert [record.value for record in batch.records] == [b"second"]
 
 
+def test_who_waits_hears_of_what_the_client_was_not_sent(
+    open_log: OpenLog, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, other_log = open_log(), open_log()
+    monkeypatch.setattr("eventstore.log.kafka._LOOK_S", 0.2)
+    monkeypatch.setattr("eventstore.log.kafka_reader._STUCK_S", 0.5)
+    topic = made(log, f"{namespace}.app")
+    ((partition, first),) = write(other_log, topic, (b"o-1", b"first"))
+    assert log.wait(topic, {partition: first}, 20.0)
+    log.read(topic, partition, first, records_max=100, bytes_max=1 << 20)
+    tail = log._streams[topic.name]._tail
+    assert tail is not None
+    tail._consumer.pause([TopicPartition(topic.name, partition)])
+    write(other_log, topic, (b"o-1", b"second"))
+
+    heard = eventually(lambda: log.wait(topic, {partition: first + 1}, 0.1))
+    batch = log.read(topic, partition, first + 1, records_max=100, bytes_max=1 << 20)
+
+    assert heard
+    assert [record.value for record in batch.records] == [b"second"]
+
+
 def test_a_deleted_beginning_is_truncation(
     log: KafkaLog, namespace: str, administrator: Administrator
 ) -> None:
