@@ -79,9 +79,13 @@ def queued(place: Place, instances: int, worker: str) -> Iterator[Sides]:
 
 
 @contextmanager
-def flush(place: Place) -> Iterator[Sides]:
+def flush(place: Place, durability: str) -> Iterator[Sides]:
     count = place.count(500)
-    with place.store() as store, opened(store, counter) as (one,), motion(place.folder) as peer:
+    with (
+        place.store(durability) as store,
+        opened(store, counter) as (one,),
+        motion(place.folder) as peer,
+    ):
 
         def add() -> None:
             one.run("add", props={"amount": 1}, flush_update=True)
@@ -277,7 +281,10 @@ def processor_works(place: Place) -> Iterator[Work]:
                partial(queued, instances=100, worker="thread"))
     yield work("the same / Motion with a worker process for each", "x", "≥", 8, 15,
                partial(queued, instances=100, worker="process"))
-    yield work("run(flush_update=True) / Motion", "x", "≥", 1.5, 3, flush)
+    yield work("run(flush_update=True) / Motion", "x", "≥", 1.5, 3,
+               partial(flush, durability="full"))
+    yield work("the same, safe from a kill but not from a power cut / Motion", "x", "≥", 1.5, 3,
+               partial(flush, durability="process"))
     yield work("read_state", "us", "≤", 20, 8, read_state)
     yield work("read_state / Motion", "x", "≥", 7, 7, read_state_against_motion)
     yield work("updates that append 200 bytes to 10 MB / Motion", "x", "≥", 50, 200,

@@ -58,9 +58,10 @@ class Place(NamedTuple):
             shutil.rmtree(folder)
 
     @contextmanager
-    def store(self) -> Iterator[EventStore]:
+    def store(self, durability: str = "full") -> Iterator[EventStore]:
         """Lend a store on a new embedded log."""
-        with self.new_folder() as folder, EventStore(folder, config=CONFIG) as store:
+        config = CONFIG.model_copy(update={"durability": durability})
+        with self.new_folder() as folder, EventStore(folder, config=config) as store:
             yield store
 
     @contextmanager
