@@ -20,7 +20,7 @@ from eventstore.errors import (
     LogUnavailable,
     OutcomeUnknown,
 )
-from eventstore.log.base import Append
+from eventstore.log.base import Append, Topic
 from eventstore.log.kafka import KafkaLog
 from tests.contract.logs import Told, eventually, queue, write
 from tests.integration.kafka import Administrator, ForeignTransaction, made, read_all
@@ -218,20 +218,26 @@ def test_what_is_read_does_not_depend_on_where_reading_began_before(
         assert batch.offset_next == offset + len(batch.records)
 
 
-def test_a_client_that_fetches_no_more_is_given_up(
-    log: KafkaLog, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eventstore.log.kafka_reader._STUCK_S", 0.5)
-    topic = made(log, f"{namespace}.app")
+def stop_fetching(log: KafkaLog, topic: Topic) -> tuple[int, int]:
+    """Let the client that waits for news fetch one record and no more; return where it stands."""
     ((partition, first),) = write(log, topic, (b"o-1", b"first"))
     assert log.wait(topic, {partition: first}, 20.0)
     log.read(topic, partition, first, records_max=100, bytes_max=1 << 20)
     tail = log._streams[topic.name]._tail
     assert tail is not None
     tail._consumer.pause([TopicPartition(topic.name, partition)])
+    return partition, first + 1
+
+
+def test_a_client_that_fetches_no_more_is_given_up(
+    log: KafkaLog, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.log.kafka_reader._STUCK_S", 0.5)
+    topic = made(log, f"{namespace}.app")
+    partition, second = stop_fetching(log, topic)
     write(log, topic, (b"o-1", b"second"))
 
-    batch = log.read(topic, partition, first + 1, records_max=100, bytes_max=1 << 20)
+    batch = log.read(topic, partition, second, records_max=100, bytes_max=1 << 20)
 
     assert [record.value for record in batch.records] == [b"second"]
 
@@ -243,16 +249,11 @@ def test_who_waits_hears_of_what_the_client_was_not_sent(
     monkeypatch.setattr("eventstore.log.kafka._LOOK_S", 0.2)
     monkeypatch.setattr("eventstore.log.kafka_reader._STUCK_S", 0.5)
     topic = made(log, f"{namespace}.app")
-    ((partition, first),) = write(other_log, topic, (b"o-1", b"first"))
-    assert log.wait(topic, {partition: first}, 20.0)
-    log.read(topic, partition, first, records_max=100, bytes_max=1 << 20)
-    tail = log._streams[topic.name]._tail
-    assert tail is not None
-    tail._consumer.pause([TopicPartition(topic.name, partition)])
+    partition, second = stop_fetching(log, topic)
     write(other_log, topic, (b"o-1", b"second"))
 
-    heard = eventually(lambda: log.wait(topic, {partition: first + 1}, 0.1))
-    batch = log.read(topic, partition, first + 1, records_max=100, bytes_max=1 << 20)
+    heard = eventually(lambda: log.wait(topic, {partition: second}, 0.1))
+    batch = log.read(topic, partition, second, records_max=100, bytes_max=1 << 20)
 
     assert heard
     assert [record.value for record in batch.records] == [b"second"]
