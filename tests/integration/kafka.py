@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -20,9 +20,7 @@ from confluent_kafka.admin import (
 )
 
 from eventstore.log.base import Log, Record, Topic
-
-#: No answer of a healthy broker takes so long.
-DEADLINE_S = 20.0
+from tests.contract.logs import DEADLINE_S, eventually
 
 
 def made(log: Log, name: str) -> Topic:
@@ -45,7 +43,10 @@ def read_all(log: Log, topic: Topic, partition: int, records_max: int = 500) -> 
 
 
 class Administrator:
-    """Somebody who changes topics behind our back."""
+    """Somebody who changes topics behind our back, and returns when the broker knows of it.
+
+    Its controller answers earlier; one broker is asked, so a cluster may have others that lag.
+    """
 
     def __init__(self, url: str) -> None:
         self.address = url.removeprefix("kafka://")
@@ -55,12 +56,22 @@ class Administrator:
         config = {name.replace("_", "."): value for name, value in settings.items()}
         new = NewTopic(name, partitions, 1, config=config)
         self._admin.create_topics([new])[name].result(DEADLINE_S)
+        self._until_partitions(name, partitions)
 
     def delete(self, name: str) -> None:
         self._admin.delete_topics([name], operation_timeout=DEADLINE_S)[name].result(DEADLINE_S)
+        self._until_partitions(name, 0)
 
     def add_partitions(self, name: str, total: int) -> None:
         self._admin.create_partitions([NewPartitions(name, total)])[name].result(DEADLINE_S)
+        self._until_partitions(name, total)
+
+    def _until_partitions(self, name: str, count: int) -> None:
+        assert eventually(lambda: self._partitions().get(name, 0) == count)
+
+    def _partitions(self) -> dict[str, int]:
+        found = self._admin.list_topics(timeout=DEADLINE_S).topics
+        return {name: len(topic.partitions) for name, topic in found.items()}
 
     def alter(self, name: str, setting: str, value: str) -> None:
         entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
@@ -72,21 +83,55 @@ class Administrator:
         self._admin.delete_records([place])[place].result(DEADLINE_S)
 
     def settings(self, name: str) -> Mapping[str, str]:
+        """Return the settings of a topic, as soon as the broker that is asked has heard of it."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, name)
-        found = self._admin.describe_configs([resource])[resource].result(DEADLINE_S)
-        return {setting: entry.value for setting, entry in found.items()}
+        found: dict[str, str] = {}
+
+        def is_answered() -> bool:
+            try:
+                answer = self._admin.describe_configs([resource])[resource].result(DEADLINE_S)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
+                return False
+            found.update((setting, entry.value) for setting, entry in answer.items())
+            return True
+
+        assert eventually(is_answered)
+        return found
 
     def topics(self, namespace: str) -> dict[str, int]:
-        found = self._admin.list_topics(timeout=DEADLINE_S).topics
-        return {
-            name: len(topic.partitions)
-            for name, topic in found.items()
-            if name.startswith(f"{namespace}.")
-        }
+        """Return the number of partitions of each topic of a namespace."""
+        prefix = f"{namespace}."
+        found = self._partitions()
+        return {name: count for name, count in found.items() if name.startswith(prefix)}
 
     def leader(self, name: str, partition: int) -> int:
-        topic = self._admin.list_topics(name, timeout=DEADLINE_S).topics[name]
-        return int(topic.partitions[partition].leader)
+        """Return the number of the broker that leads a partition, as soon as one does."""
+        leaders: list[int] = []
+
+        def is_led() -> bool:
+            topic = self._admin.list_topics(name, timeout=DEADLINE_S).topics[name]
+            found = topic.partitions.get(partition)
+            leaders.append(-1 if found is None else found.leader)
+            return leaders[-1] >= 0
+
+        assert eventually(is_led)
+        return leaders[-1]
+
+
+def is_refused(url: str, topic: Topic, partition: int, value: bytes) -> bool:
+    """Say whether the broker refuses a record of somebody else (key `foreign`) as too large."""
+    told: list[KafkaError | None] = []
+
+    def hear(error: KafkaError | None, message: Message) -> None:
+        told.append(error)
+
+    producer = Producer({"bootstrap.servers": url.removeprefix("kafka://")})
+    producer.produce(topic.name, value, b"foreign", partition, on_delivery=hear)
+    producer.flush(DEADLINE_S)
+    (error,) = told
+    return error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE
 
 
 class ForeignTransaction:
