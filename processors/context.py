@@ -19,7 +19,7 @@ import heapq
 import inspect
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Set
 from contextvars import ContextVar
 from types import CoroutineType
 from typing import Any, Protocol
@@ -58,8 +58,10 @@ class Calls(Protocol):
             Superseded: the request is closed.
         """
 
-    def checkpoint(self, diff: bytes) -> State:
+    def checkpoint(self, diff: bytes, observed: Set[str] = frozenset()) -> State:
         """Record an accepted part, or find it recorded; return the state to go on with.
+
+        `observed` are fields that the handler has read, where it has a copy of the state.
 
         Raises:
             Superseded: the request is closed, or the part met a newer state.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Final
 
 import orjson
@@ -68,13 +68,15 @@ class Answering:
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def apply(self, run: Run, diff: Diff, outbox: bytes | None) -> None:
-        """Append what a handler's run changes."""
+    def apply(
+        self, run: Run, diff: Diff, outbox: bytes | None, observed: Set[str] = frozenset()
+    ) -> None:
+        """Append what a handler's run changes; `observed` it has read of a copy of the state."""
         lane, one, session = run.lane, run.one, run.session
         if self.give_up(run):
             return
         event = answers.part(
-            one, session, diff, session.state.observed, run.update,
+            one, session, diff, session.state.observed | observed, run.update,
             max(run.calls.part, one.parts), closes=True, outbox=outbox,
         )  # fmt: skip
         one.diff = diff

@@ -231,7 +231,7 @@ class Handlers:
         except HandlerRaised as error:
             answering.raised(run, error)
         else:
-            answering.apply(run, done.diff, done.outbox)
+            answering.apply(run, done.diff, done.outbox, done.observed)
         return False
 
     # --- on the event loop ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -277,7 +277,7 @@ class LogCalls:
                 return original.event.body
         raise Superseded(entry.reason)
 
-    def checkpoint(self, diff: bytes) -> State:
+    def checkpoint(self, diff: bytes, observed: Set[str] = frozenset()) -> State:
         """Record the next part, or go on from it where it is recorded."""
         with self._mutex:
             if self._is_over:
@@ -291,7 +291,7 @@ class LogCalls:
                 self._one,
                 session,
                 Diff.from_json(orjson.loads(diff)),
-                session.state.observed,
+                session.state.observed | observed,
                 self._update,
                 number,
                 closes=False,

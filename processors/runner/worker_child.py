@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -91,6 +91,7 @@ class Result(NamedTuple):
 
     diff: bytes
     outbox: bytes | None
+    observed: frozenset[str]  #: fields that it read: the parent's own state does not know
 
 
 class Raised(NamedTuple):
@@ -129,8 +130,8 @@ class PipeCalls:
         accepted: bytes = self._ask("record", name, call_index, digest, result)
         return accepted
 
-    def checkpoint(self, diff: bytes) -> State:
-        self.state = self._ask("checkpoint", diff)
+    def checkpoint(self, diff: bytes, observed: Set[str] = frozenset()) -> State:
+        self.state = self._ask("checkpoint", diff, self.state.observed | observed)
         return self.state
 
     def get(self, instance: str | None, app: str | None) -> State:
@@ -253,7 +254,8 @@ def _run(
     result = update.function(*arguments, *((context,) if update.takes_context else ()))
     if update.is_async:
         result = wait_for(result)
-    return Result(as_diff(result).encode(), context.outbox)
+    diff = as_diff(result).encode()
+    return Result(diff, context.outbox, calls.state.observed)
 
 
 def _why_unknown(task: Task, error: BaseException) -> str:

@@ -60,10 +60,11 @@ _SPAWN: Final = multiprocessing.get_context("spawn")
 
 
 class Done(NamedTuple):
-    """What a handler's result changes, and what it sends to others."""
+    """What a handler's result changes, what it sends to others, and which fields it read."""
 
     diff: Diff
     outbox: bytes | None
+    observed: frozenset[str]
 
 
 class HandlerRaised(Exception):
@@ -461,7 +462,7 @@ def _done(task: Task, outcome: _Outcome) -> Done:
             answer.names,
             unpickled(answer.error),
         )
-    return Done(Diff.from_json(orjson.loads(answer.diff)), answer.outbox)
+    return Done(Diff.from_json(orjson.loads(answer.diff)), answer.outbox, answer.observed)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from eventstore.events import Answer, Event
 from processors.component import Component
 from processors.policy import DiscardPolicy, Retry
 from processors.runner import Runner
+from processors.runner.run import LogCalls
 from tests.fault import worker_handlers
 
 WAIT_S = 20.0
@@ -817,6 +818,31 @@ def test_sync_updates_run_in_spawned_processes_where_that_is_asked_for(
     assert (state["count"], state["rolls"], state["seen"]) == (4, [5, 5], True)
     effects = [entry for entry in app.history("i") if entry.event.kind == Kind.EFFECT]
     assert len(effects) == 2
+
+
+@pytest.mark.parametrize("name", ["sum_up", "sum_up_in_parts"])
+def test_a_serializable_update_in_a_spawned_process_runs_again_when_what_it_read_has_changed(
+    store: EventStore,
+    run: Callable[..., Runner],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    app = store.app("Handlers")
+    app.append("i", {"value": 1}).entry()
+    record, changes = LogCalls.record, [10]
+
+    def record_after_a_change(*args: Any) -> bytes:
+        if changes:
+            app.append("i", {"value": changes.pop()}).entry()
+        return record(*args)
+
+    monkeypatch.setattr(LogCalls, "record", record_after_a_change)
+    runner = run(worker_handlers.component, worker="process")
+    runner.complete([app.request("i", f"do/{name}")], WAIT_S)
+
+    state = app.get("i")
+    assert (state["sum"], state.get("half", 10)) == (10, 10)
+    assert runner.snapshot().conflicts == 1
 
 
 def test_async_updates_stay_in_the_runner_s_process(

@@ -97,6 +97,21 @@ def use_checkpoint(state: State, props: Mapping[str, Any], context: Context) -> 
     return later.update(seen=later["half"], whole=True)
 
 
+@component.update("do", isolation="serializable")
+def sum_up(state: State, props: Mapping[str, Any], context: Context) -> dict[str, object]:
+    value = state["value"]
+    context.effect("looked", lambda: None)
+    return {"sum": value}
+
+
+@component.update("do", isolation="serializable")
+def sum_up_in_parts(state: State, props: Mapping[str, Any], context: Context) -> dict[str, object]:
+    value = state["value"]
+    context.effect("looked", lambda: None)
+    context.checkpoint({"half": value})
+    return {"sum": value}
+
+
 @component.update("do")
 def read_another(state: State, props: Mapping[str, Any], context: Context) -> dict[str, object]:
     other: State = context.get(props["instance"], app=props["app"])

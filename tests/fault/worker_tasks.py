@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import orjson
@@ -74,7 +74,7 @@ class Parent:
         self.has_recorded.set()
         return accepted
 
-    def checkpoint(self, diff: bytes) -> State:
+    def checkpoint(self, diff: bytes, observed: Set[str] = frozenset()) -> State:
         if self._refusal is not None:
             raise self._refusal
         self.parts.append(Diff.from_json(orjson.loads(diff)))

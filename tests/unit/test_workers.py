@@ -69,7 +69,7 @@ def peer() -> Iterator[Peer]:
 def test_a_handler_is_announced_before_it_runs_so_that_its_time_can_be_counted(peer: Peer) -> None:
     peer._connection.send_bytes(encode(task("nothing")))
 
-    assert [peer.next(), peer.next()] == [Started(), Result(b"[]", None)]
+    assert [peer.next(), peer.next()] == [Started(), Result(b"[]", None, frozenset())]
 
 
 def test_what_a_component_lacks_is_said_and_nothing_is_started(peer: Peer) -> None:
@@ -153,8 +153,14 @@ def test_a_component_with_hooks_gets_its_live_state_and_stores_what_it_saves(pee
     read = peer.give(task("remember", fields={"text": "four"}, component=kept))
     written = peer.give(task("write_diff", fields={"text": "four" * 99}, component=kept))
 
-    assert read == Result(b'[["set","length",4]]', None)
-    assert written == Result(b'[["append_text","text","!"]]', None)
+    assert read.diff == b'[["set","length",4]]'
+    assert written.diff == b'[["append_text","text","!"]]'
+
+
+def test_what_a_handler_read_comes_with_its_result(peer: Peer) -> None:
+    result = peer.give(task("add_text", {"text": "!"}, fields={"text": "four", "other": 1}))
+
+    assert result.observed == {"text"}
 
 
 def test_async_handlers_of_one_child_share_a_loop(peer: Peer) -> None:
