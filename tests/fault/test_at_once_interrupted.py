@@ -26,8 +26,8 @@ from eventstore.processing import Processing
 from processors import Component, Context, beginning
 from processors.results import LiveStates
 from processors.runner import at_once, handlers
-from tests.fault import test_interrupts
-from tests.fault.test_interrupts import DEADLINE_S, PLACES_MAX, Interrupt
+from tests.fault.interrupt import PLACES_MAX, Interrupt
+from tests.fault.test_interrupts import DEADLINE_S
 
 #: Where the code is that is interrupted.
 PACKAGES = tuple(str(Path(str(package.__file__)).parent) for package in (eventstore, processors))
@@ -50,7 +50,6 @@ def test_an_instance_goes_on_after_an_interrupt_at_any_place_of_a_run(
 ) -> None:
     monkeypatch.setattr(handlers, "_QUICK_S_MAX", DEADLINE_S)
     monkeypatch.setattr(at_once, "_USUAL_RUNS_MAX", 0)
-    monkeypatch.setattr(test_interrupts, "_PACKAGE", PACKAGES)
     component = Component("tokens")
     told: list[str] = []
 
@@ -72,7 +71,7 @@ def test_an_instance_goes_on_after_an_interrupt_at_any_place_of_a_run(
 
         run("first")
         for place in range(1, PLACES_MAX, stride):
-            interrupt = Interrupt(place)
+            interrupt = Interrupt(place, within=PACKAGES)
             interrupt.during(lambda place=place: run(f"interrupted-{place}"))  # type: ignore[misc]
             if not interrupt.came_at:
                 break

@@ -19,9 +19,9 @@ from eventstore.log import sqlite_writer
 from eventstore.log.base import Topic
 from eventstore.log.sqlite import SqliteLog
 from tests.contract.logs import read_all, write
+from tests.fault.interrupt import PLACES_MAX, Interrupt
 from tests.fault.sqlite_child import APP
 from tests.fault.sqlite_processes import check_log, child
-from tests.fault.test_interrupts import PLACES_MAX, Interrupt
 
 #: Nearly what the file takes before a checkpoint: frames of a page and its header.
 GROWN_BYTES = 990 * (4_096 + 24)

@@ -16,7 +16,7 @@ from types import FrameType
 import pytest
 
 from eventstore.interrupts import HeldBack, LetThrough
-from tests.fault.test_interrupts import Interrupt
+from tests.fault.interrupt import Interrupt
 
 
 @pytest.fixture(autouse=True)
