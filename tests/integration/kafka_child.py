@@ -1,11 +1,17 @@
-"""A process that appends one record when it is told to, and says what becomes of it.
+"""A process that appends one record when it is told to, stops, and says what became of it.
 
-python -m tests.integration.kafka_child append URL NAMESPACE APPEND_TIMEOUT_S
+python -m tests.integration.kafka_child append-and-stop URL NAMESPACE APPEND_TIMEOUT_S
+
+It stops itself, with SIGSTOP, a quarter of the deadline after the append: nobody else could be sure
+of the moment.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 
 from eventstore.config import Config
 from eventstore.log.kafka import KafkaLog
@@ -23,6 +29,8 @@ def main() -> None:
     sys.stdin.readline()
     (told,) = queue(log, topic, (b"o-1", b"after"))
     print("queued", flush=True)
+    threading.Event().wait(float(timeout_s) / 4)  # so that the deadline is running
+    os.kill(os.getpid(), signal.SIGSTOP)
     told.wait()
     print(told.error or "delivered", flush=True)
     log.close()

@@ -7,6 +7,7 @@ A writer counts what was acknowledged; afterwards everything is read back.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -23,8 +24,10 @@ from tests.fault.sqlite_processes import Child
 from tests.integration.kafka import Administrator, DeafProxy, made, read_all
 from tools.broker.broker import Cluster
 
-#: A broker needs 3 s to come back, on a busy machine up to 20.
-OUTAGE_S = 40.0
+pytestmark = pytest.mark.timeout(300)
+
+#: A broker needs 3 s to come back, on a busy machine up to 30.
+OUTAGE_S = 60.0
 
 
 @pytest.fixture
@@ -75,10 +78,24 @@ class Load:
             lambda: any(told.place is not None for told in self.told[after:]), OUTAGE_S
         )
 
+    def is_given_up(self) -> bool:
+        """Wait until something appended from now on has failed."""
+        after = len(self.told)
+        return eventually(
+            lambda: any(told.error is not None for told in self.told[after : after + 1_000]),
+            OUTAGE_S,
+        )
+
     def end(self) -> None:
         self._stop.set()
         self._thread.join()
         self._log.flush(OUTAGE_S)
+
+
+def is_appended(log: KafkaLog, topic: Topic, value: bytes) -> bool:
+    """Append a value to "o-1", and say whether it was acknowledged before the log's deadline."""
+    (told,) = queue(log, topic, (b"o-1", value))
+    return told.wait() and told.error is None
 
 
 def let_pass(seconds: float) -> None:
@@ -115,7 +132,6 @@ def test_a_broker_that_is_killed_and_comes_back_loses_and_reorders_nothing(
     log.close()
 
 
-@pytest.mark.timeout(240)
 def test_a_leader_that_is_killed_under_load_loses_and_reorders_nothing(
     three_brokers: Cluster, namespace: str
 ) -> None:
@@ -143,9 +159,11 @@ def test_a_leader_that_is_killed_under_load_loses_and_reorders_nothing(
 def test_a_broker_that_stays_away_ends_every_wait_at_its_deadline(
     one_broker: Cluster, namespace: str
 ) -> None:
+    patient = opened(one_broker, namespace)
+    topic = made(patient, f"{namespace}.app")
+    patient.close()
     log = opened(one_broker, namespace, append_timeout_s=2.0, read_timeout_s=2.0)
-    topic = made(log, f"{namespace}.app")
-    write(log, topic, (b"o-1", b"there"))
+    assert eventually(lambda: is_appended(log, topic, b"there"), OUTAGE_S)
     one_broker.kill()
     began = time.monotonic()
 
@@ -163,7 +181,8 @@ def test_a_broker_that_stays_away_ends_every_wait_at_its_deadline(
         with pytest.raises(LogUnavailable, match=r"kafka://127\.0\.0\.1:\d+ was asked"):
             question()
     log.close()
-    assert time.monotonic() - began < 20.0
+    # Five waits of 2 s; that of a client that is not told how long would take a minute.
+    assert time.monotonic() - began < 40.0
 
 
 def test_after_a_deadline_the_next_append_gets_through_when_the_broker_is_back(
@@ -172,18 +191,14 @@ def test_after_a_deadline_the_next_append_gets_through_when_the_broker_is_back(
     # A new producer needs a second until it may send anything.
     log = opened(one_broker, namespace, append_timeout_s=2.0)
     topic = made(log, f"{namespace}.app")
-    write(log, topic, (b"o-1", b"before"))
+    assert eventually(lambda: is_appended(log, topic, b"before"), OUTAGE_S)
     one_broker.kill()
     (lost,) = queue(log, topic, (b"o-1", b"given up"))
     assert lost.wait()
     assert isinstance(lost.error, OutcomeUnknown)
     one_broker.restart()
 
-    def appended() -> bool:
-        (told,) = queue(log, topic, (b"o-1", b"after"))
-        return told.wait() and told.error is None
-
-    assert eventually(appended, OUTAGE_S)
+    assert eventually(lambda: is_appended(log, topic, b"after"), OUTAGE_S)
     values = [r.value for r in read_all(log, topic, log.partition_of(b"o-1", topic))]
     assert values[0] == b"before"
     assert values[-1] == b"after"
@@ -195,7 +210,7 @@ def test_an_append_whose_answer_is_lost_is_sent_again_before_its_deadline(
 ) -> None:
     with DeafProxy() as proxy, kafka_brokers(1, advertised_port=proxy.port) as cluster:
         proxy.target = cluster.port
-        log = opened(cluster, namespace, append_timeout_s=9.0)
+        log = opened(cluster, namespace, append_timeout_s=15.0)
         topic = made(log, f"{namespace}.app")
         write(log, topic, (b"o-1", b"before"))
 
@@ -209,29 +224,39 @@ def test_an_append_whose_answer_is_lost_is_sent_again_before_its_deadline(
         reader.close()
 
 
-@pytest.mark.parametrize(
-    ("append_timeout_s", "hangs_s", "is_all_acknowledged"),
-    [(15.0, 7.0, True), (3.0, 5.0, False)],  # requests are sent again after a third of it
-)
-def test_a_broker_that_hangs_under_load_loses_and_reorders_nothing(
-    one_broker: Cluster,
-    namespace: str,
-    append_timeout_s: float,
-    hangs_s: float,
-    is_all_acknowledged: bool,
+def test_a_broker_that_hangs_for_less_than_the_deadline_fails_loses_and_reorders_nothing(
+    one_broker: Cluster, namespace: str
 ) -> None:
-    log = opened(one_broker, namespace, append_timeout_s=append_timeout_s)
+    log = opened(one_broker, namespace, append_timeout_s=21.0)
     topic = made(log, f"{namespace}.app")
     load = Load(log, topic)
     assert load.goes_on()
 
     one_broker.pause()
-    let_pass(hangs_s)
+    let_pass(9.0)  # requests are sent again after a third of the deadline
     one_broker.resume()
 
     assert load.goes_on()
     load.end()
-    assert all(told.error is None for told in load.told) is is_all_acknowledged
+    assert all(told.error is None for told in load.told)
+    assert_nothing_lost_or_reordered(log, topic, load)
+    log.close()
+
+
+def test_a_broker_that_hangs_past_the_deadline_loses_and_reorders_nothing(
+    one_broker: Cluster, namespace: str
+) -> None:
+    log = opened(one_broker, namespace, append_timeout_s=3.0)
+    topic = made(log, f"{namespace}.app")
+    load = Load(log, topic)
+    assert load.goes_on()
+
+    one_broker.pause()
+    assert load.is_given_up()
+    one_broker.resume()
+
+    assert load.goes_on()
+    load.end()
     assert_nothing_lost_or_reordered(log, topic, load)
     log.close()
 
@@ -245,18 +270,17 @@ class Writer(Child):
 def test_a_process_that_was_stopped_hears_its_answers_before_its_deadlines_count(
     one_broker: Cluster, namespace: str
 ) -> None:
-    timeout_s = 3.0
+    timeout_s = 5.0
     log = opened(one_broker, namespace)
     topic = made(log, f"{namespace}.app")
-    writer = Writer("append", one_broker.url, namespace, timeout_s)
+    writer = Writer("append-and-stop", one_broker.url, namespace, timeout_s)
     writer.until(lambda lines: lines == ["ready"])
     one_broker.pause()
     assert writer.process.stdin is not None
     print("go", file=writer.process.stdin, flush=True)
     writer.until(lambda lines: lines == ["ready", "queued"])
-    let_pass(timeout_s / 4)  # so that its deadline is running
 
-    writer.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, writer.process.pid, os.WSTOPPED)
     one_broker.resume()
     let_pass(timeout_s * 1.5)
     writer.process.send_signal(signal.SIGCONT)
