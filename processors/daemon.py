@@ -91,6 +91,8 @@ class Daemon:
         self._looked_s = time.monotonic()
         self._is_stopping = False
         self._started = threading.Event()
+        #: The runners that were started so far.
+        self._begun: list[Runner] = []
         self._error: BaseException | None = None
         #: Whether threads of this daemon may go on for ever: the process should end without them.
         self.is_cut_off = False
@@ -135,6 +137,7 @@ class Daemon:
             )
             self._tell_what_is_missing(component, apps)
             runner.start()
+            self._begun.append(runner)
             board = NoticeBoard.of(self.store, component.name)
             self._publishers.append(Publisher(board, component, runner))
         self._started.set()
@@ -212,10 +215,10 @@ class Daemon:
     def _stop_runners(self) -> None:
         """Stop all runners at the same time, so that they share one deadline."""
         if not self._started.is_set():
-            # Nothing has run, and nothing ends the fold of a view but the end of the process.
+            # Nothing ends the fold of a view but the end of the process. The runners before that
+            # one run already, and it may run something from this moment on.
             self.is_cut_off = True
-            self._messages.put("stopped")
-            return
+        runners = [one for one in self.runners if one in self._begun or one.snapshot().running]
         ended: list[bool] = []
         threads = [
             threading.Thread(
@@ -224,7 +227,7 @@ class Daemon:
                 name=f"processors-stop-{runner.component.name}",
                 daemon=True,
             )
-            for runner in self.runners
+            for runner in runners
         ]
         for thread in threads:
             thread.start()

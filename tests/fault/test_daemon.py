@@ -93,6 +93,39 @@ def test_sigterm_lets_what_runs_end_and_leaves_the_rest_pending(
     assert daemon.said("stopped")
 
 
+#: Beside the cart a component that is never through with its start, as with a long fold.
+LATE = f"""{COMPONENT}
+import threading
+from processors.runner import Runner
+
+late = Component("late")
+late.update("add")(keep)
+start = Runner.start
+
+def start_unless_late(runner):
+    if runner.component is late:
+        threading.Event().wait()
+    return start(runner)
+
+Runner.start = start_unless_late
+"""
+
+
+def test_sigterm_lets_what_runs_end_while_another_component_is_still_being_started(
+    start: Start, app: App, folder: Path
+) -> None:
+    (folder / "shop.py").write_text(LATE)
+    daemon = start("shop:late")
+    begin_slow(app, folder)
+
+    daemon.signal(signal.SIGTERM)
+    daemon.until_said("stopping")
+    (folder / "go").touch()
+
+    assert daemon.end() == 0
+    assert app.get("u-1", fresh=True) == {"waited": True}
+
+
 @pytest.mark.parametrize("worker", ["thread", "process"])
 def test_what_runs_too_long_after_sigterm_is_cut_off_and_stays_pending(
     start: Start, app: App, folder: Path, worker: str
