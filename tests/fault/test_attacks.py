@@ -26,7 +26,7 @@ from processors import Component, UpdateFailed, changed
 from processors.context import Context, Superseded
 from processors.policy import DiscardPolicy, Retry
 from processors.relay_change import Change
-from processors.runner import Runner, handlers
+from processors.runner import Runner, engine, handlers
 
 WAIT_S = 20.0
 
@@ -249,9 +249,20 @@ def test_a_component_that_ends_the_program_in_a_hook_fails_its_request(
     assert [facts_of(answer)["type"] for answer in answers] == ["SystemExit"] * 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, though a shell that runs tests in the background lets it be ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_an_update_that_a_caller_waits_for_reaches_the_caller_and_leaves_it_pending(
-    store: EventStore,
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The caller's thread runs what it waits for, once this process knows that it has the shards.
+    monkeypatch.setattr(engine, "_SHARE_WAIT_S", WAIT_S)
     component = Component("keyboard")
     threads: list[threading.Thread] = []
 
