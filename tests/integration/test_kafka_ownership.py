@@ -51,6 +51,13 @@ def log(kafka_url: str, namespace: str) -> Iterator[KafkaLog]:
     log.close()
 
 
+@pytest.fixture
+def long_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member that stands still is a member for five minutes."""
+    monkeypatch.setattr("eventstore.log.kafka_owner._SESSION_TIMEOUT_MS", 300_000)
+
+
+@pytest.mark.usefixtures("long_sessions")
 def test_a_member_that_joins_gets_half_without_stopping_the_other_half(
     log: KafkaLog, namespace: str
 ) -> None:
@@ -67,19 +74,18 @@ def test_a_member_that_joins_gets_half_without_stopping_the_other_half(
     assert all(kept <= shards for shards in first.history), "what stays was never taken away"
 
 
-def test_a_member_that_leaves_gives_everything_back_within_a_few_heartbeats(
+@pytest.mark.usefixtures("long_sessions")
+def test_a_member_that_leaves_gives_everything_back_long_before_its_session_ends(
     log: KafkaLog, namespace: str
 ) -> None:
     topic = made(log, f"{namespace}.app")
     first, second = Member(log, topic), Member(log, topic)
     assert eventually(lambda: len(first.shards) == len(second.shards) == 3)
-    began = time.monotonic()
 
     first.ownership.close()
 
     assert first.shards == frozenset()
     assert eventually(lambda: len(second.shards) == 6)
-    assert time.monotonic() - began < 5.0, "a clean leave need not wait for the session timeout"
 
 
 def test_the_shards_of_a_killed_process_go_to_the_others_in_time(
