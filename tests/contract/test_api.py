@@ -1032,10 +1032,11 @@ def test_a_tail_ends_after_so_long_without_news(app: Any) -> None:
 def test_a_tail_of_an_app_without_events_waits_for_the_first(store: Face, app: Any) -> None:
     assert list(app.tail(follow=False)) == []
     assert list(app.tail(timeout_s=0.05)) == []
+    tail = store.store.app("orders").tail(timeout_s=DEADLINE_S)
     found: list[Any] = []
 
     def read() -> None:
-        found.append(next(store.store.app("orders").tail(timeout_s=DEADLINE_S)))
+        found.append(next(tail))
 
     reader = threading.Thread(target=read)
     reader.start()
