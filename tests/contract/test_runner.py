@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,17 @@ from eventstore import (
     State,
     Verdict,
 )
+from eventstore.codec import decode_event
 from eventstore.events import Answer, Event
+from eventstore.log.base import Append, Topic
 from processors.component import Component
 from processors.policy import DiscardPolicy, Retry
 from processors.runner import Runner
 from processors.runner.run import LogCalls
+from tests.contract.logs import eventually
 from tests.fault import worker_handlers
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -306,19 +309,19 @@ def test_an_update_that_takes_longer_than_it_may_fails_and_the_lane_goes_on(
     component = Component("slow")
     release = threading.Event()
 
-    def slow(state: State, props: dict[str, Any]) -> dict[str, Any]:
-        if props["n"] == 0:
-            release.wait(WAIT_S)
-        return {"n": props["n"]}
+    def slow(state: State, props: dict[str, Any]) -> None:
+        release.wait(WAIT_S)
 
-    async def slow_async(state: State, props: dict[str, Any]) -> dict[str, Any]:
-        if props["n"] == 0:
-            await asyncio.sleep(WAIT_S)
-        return {"n": props["n"]}
+    async def slow_async(state: State, props: dict[str, Any]) -> None:
+        await asyncio.sleep(WAIT_S)
+
+    @component.update("k")
+    def behind(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        return {"n": 1}
 
     component.update("k", timeout_s=0.1, name="slow")(slow_async if is_async else slow)
     app = store.app("slow")
-    receipts = [app.request("i", "k/slow", {"n": n}) for n in range(2)]
+    receipts = [app.request("i", name) for name in ("k/slow", "k/behind")]
     closed = run(component).complete(receipts, WAIT_S)
     release.set()
 
@@ -473,6 +476,45 @@ def test_answers_in_a_row_survive_a_conflict_in_their_middle_each_once_and_in_or
     assert app.get("i", "log") == list(range(300))
 
 
+def test_an_update_that_runs_while_an_answer_before_it_is_refused_comes_after_that_one_again(
+    store: EventStore, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("behind")
+    asked, ran = threading.Event(), []
+    held_back: list[Callable[[], None]] = []
+
+    @component.update("k")
+    def note(state: State, props: dict[str, Any]) -> Diff:
+        ran.append(props["n"])
+        if ran == [0]:
+            assert asked.wait(WAIT_S)
+        elif ran == [0, 1]:  # the answer of 0 is on its way, and meets this one there
+            app.append("i", {"last": None}).result()
+            held_back.pop()()
+            assert eventually(lambda: runner.snapshot().conflicts == 1)
+        return Diff({"last": props["n"]}).append("log", props["n"])
+
+    append = store.log.append
+
+    def hold_back_first_answer(topic: Topic, appends: Sequence[Append]) -> None:
+        if decode_event(appends[0].value).answer is not None and not held_back and ran == [0]:
+            held_back.append(lambda: append(topic, appends))
+        else:
+            append(topic, appends)
+
+    app = store.app("behind")
+    app.append("i", {"last": None}).entry()
+    runner = run(component)
+    monkeypatch.setattr(store.log, "append", hold_back_first_answer)
+    receipts = [app.request("i", "k/note", {"n": n}) for n in range(3)]
+    receipts[-1].entry()
+    asked.set()
+    runner.complete(receipts, WAIT_S)
+
+    assert app.get("i", "log") == [0, 1, 2]
+    assert ran == [0, 1, 0, 1, 2]
+
+
 def test_an_answer_that_does_not_fit_is_a_failure(
     store: EventStore, run: Callable[..., Runner]
 ) -> None:
@@ -622,13 +664,15 @@ def test_a_delayed_request_waits_for_its_time_and_holds_nobody_up(
 ) -> None:
     app = store.app("log")
     runner = run(log_component())
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=0.5)
-    delayed = app.request("i", "a/note", {"n": 1}, not_before=soon)
-    prompt = app.request("i", "a/note", {"n": 2})
+    now = datetime.datetime.now(datetime.UTC)
+    late, soon = (now + datetime.timedelta(seconds=seconds) for seconds in (3_600, 0.5))
+    app.request("i", "a/note", {"n": 1}, not_before=late)
+    delayed = app.request("i", "a/note", {"n": 2}, not_before=soon)
+    prompt = app.request("i", "a/note", {"n": 3})
 
     closed = runner.complete([prompt, delayed], WAIT_S)
 
-    assert app.get("i", "log") == [2, 1]
+    assert sorted(app.get("i", "log")) == [2, 3]  # in this order where 0.5 s had passed already
     assert closed[1].time >= soon - datetime.timedelta(milliseconds=2)
 
 
