@@ -24,7 +24,7 @@ def _exec(*command: str, **environment: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=broker.START_TIMEOUT_S + 60.0,
     )
 
 
@@ -68,6 +68,7 @@ with socket.create_connection((host, int(port)), timeout=30) as connection:
 """
 
 
+@pytest.mark.timeout(400)
 def test_what_a_broker_warned_of_is_shown_when_the_command_beside_it_fails() -> None:
     if broker.available() is not None:
         pytest.skip(f"no Kafka broker: {broker.available()}")
