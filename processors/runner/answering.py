@@ -21,7 +21,7 @@ from processors.component import Component, Update
 from processors.results import LiveStates, has_hooks
 from processors.runner import answers
 from processors.runner.board import UNAVAILABLE_WAIT_S, Board
-from processors.runner.lanes import Lane, Waiting
+from processors.runner.lanes import Lane, Session, Waiting
 from processors.runner.run import Run, sure_entries
 from processors.runner.staleness import Staleness
 from processors.runner.workers import HandlerRaised, WorkerDied
@@ -82,7 +82,8 @@ class Answering:
         one.diff = diff
         one.live = run.given if self._has_hooks else None
         try:
-            self._send(lane, one, event)
+            if not self._send(lane, one, event, of=session):
+                return  # it runs again, behind those that were refused before it
         except EventTooLarge as error:
             self.raised(run, error)
             return
@@ -130,9 +131,15 @@ class Answering:
         told = {"instance": lane.instance, "request": one.sequence, "update": one.name}
         self._tell("failed", told | {fact: body[fact] for fact in ("reason", "type", "message")})
 
-    def _send(self, lane: Lane, one: Waiting, event: Event) -> None:
-        """Append an answer; it is on its way before that, because its news may come at once."""
+    def _send(self, lane: Lane, one: Waiting, event: Event, *, of: Session | None = None) -> bool:
+        """Append an answer; it is on its way before that, because its news may come at once.
+
+        False, with nothing written, if it is of a row of answers that was broken meanwhile: it
+        could not count, and whatever runs next in the lane would begin another row too early.
+        """
         with self._board.mutex:
+            if of is not None and lane.session is not of:
+                return False
             lane.answered(one)
         fault_point("processor.append.before")
         try:
@@ -144,6 +151,7 @@ class Answering:
         one.receipt = receipt
         receipt.when_failed(lambda error: self._append_failed(lane, one, error))
         fault_point("processor.append.after")
+        return True
 
     # --- what did not end well --------------------------------------------------------------------
 
