@@ -96,13 +96,18 @@ class Context:
         *,
         is_async: bool,
         as_diff: Callable[[object], Diff],
+        go_on: Callable[[State], Any],
     ) -> None:
-        """`as_diff` turns what an update may return into a diff."""
+        """Make one; see the class for the first two.
+
+        `as_diff` turns what an update may return into a diff, and `go_on` the state after a
+        checkpoint into what the handler works on.
+        """
         self.idempotency_key = idempotency_key
         self.attempt = attempt
         self._calls = calls
         self._is_async = is_async
-        self._as_diff = as_diff
+        self._as_diff, self._go_on = as_diff, go_on
         self._counted: Counter[tuple[str, str]] = Counter()
         #: Numbers of effects whose calls were not recorded: the next equal calls get them.
         self._given_back: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
@@ -217,13 +222,17 @@ class Context:
     def checkpoint(self, state: State | Diff | Mapping[str, Any]) -> Any:
         """Make the changes so far count now, and return the state to go on with.
 
-        A later run of the same request passes its checkpoints again: each then only returns the
-        state that it made, and what comes after it goes on from there.
+        It is of the kind that the handler was called with. A later run of the same request passes
+        its checkpoints again: each then only returns the state that it made, and what comes after
+        it goes on from there.
         """
         diff = self._as_diff(state).encode()
         if self._is_async:
-            return _called("checkpoint", asyncio.to_thread(self._calls.checkpoint, diff))
-        return self._calls.checkpoint(diff)
+            return _called("checkpoint", asyncio.to_thread(self._checkpoint, diff))
+        return self._checkpoint(diff)
+
+    def _checkpoint(self, diff: bytes) -> Any:
+        return self._go_on(self._calls.checkpoint(diff))
 
     def get(self, instance: str | None = None, *, app: str | None = None) -> Any:
         """Read the newest committed state of another instance: a State, as it is stored.

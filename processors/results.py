@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SAVED",
+    "Handed",
     "LiveState",
     "LiveStates",
     "diff_of",
@@ -246,6 +247,49 @@ class LiveStates:
             self._kept.move_to_end(instance)
             if len(self._kept) > self._instances_max:
                 self._kept.popitem(last=False)
+
+
+class Handed:
+    """What one run of a handler is given of the state, and what its results change."""
+
+    def __init__(self, component: Component, update: Update, live: LiveStates) -> None:
+        self._component, self._update, self._live = component, update, live
+        #: What the handler works on: a State, or with hooks a LiveState.
+        self.given: Any = None
+        self._state = State()
+        self._diff = Diff()
+
+    def begin(self, state: State) -> Any:
+        """Return what the handler gets of a state.
+
+        Raises:
+            As for `handler_state`.
+        """
+        self._state = state
+        self.given = handler_state(self._component, state, self._live)
+        return self.given
+
+    def diff_of(self, result: object) -> Diff:
+        """Return what a result changes; see the function of this name for errors."""
+        self._diff = diff_of(self._component, self._update, self._state, self.given, result)
+        return self._diff
+
+    def go_on(self, state: State) -> Any:
+        """Return what the handler gets of the state that its checkpoint has led to.
+
+        Raises:
+            As for `handler_state`.
+        """
+        # An earlier run may have made that checkpoint, or others have written since: then what
+        # lives in memory is made anew of what is stored.
+        if has_hooks(self._component) and self._is_ours(state):
+            assert state.instance is not None
+            assert state.version is not None
+            self._live.keep(state.instance, state.version, self.given)
+        return self.begin(state)
+
+    def _is_ours(self, state: State) -> bool:
+        return self._state.after(self._diff).to_json() == state.to_json()
 
 
 _sharing = threading.Lock()

@@ -18,7 +18,7 @@ from eventstore.interrupts import LetThrough
 from eventstore.testing import fault_point
 from processors.component import Component, Update
 from processors.context import Superseded, runs_in
-from processors.results import LiveStates, handler_state
+from processors.results import LiveStates
 from processors.runner.answering import Answering
 from processors.runner.board import Board
 from processors.runner.lanes import Lane
@@ -88,9 +88,6 @@ class Handlers:
         """Whether an update runs in a spawned process."""
         return not update.is_async and (update.worker or self._worker) == "process"
 
-    def _given(self, run: Run) -> Any:
-        return handler_state(self._component, run.session.state, self._live)
-
     def _conclude(
         self, run: Run, result: object, error: BaseException | None, reason: str = "raised"
     ) -> None:
@@ -146,7 +143,7 @@ class Handlers:
         began_s = time.perf_counter()
         try:
             with LetThrough():
-                result = run.update.function(*run.arguments(self._given(run)))
+                result = run.update.function(*run.arguments(self._live))
         except BaseException as raised:  # SystemExit too: it is the handler's, not ours
             if is_interrupt(raised):
                 raise
@@ -243,7 +240,7 @@ class Handlers:
             return True
         fault_point("processor.handler.before")
         try:
-            arguments = run.arguments(self._given(run))
+            arguments = run.arguments(self._live)
         except BaseException as error:
             self._board.free_slot()
             self._answering.raised(run, error)

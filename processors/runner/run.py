@@ -30,7 +30,7 @@ from eventstore.testing import fault_point
 from processors.component import Component, Update
 from processors.context import Context, Superseded
 from processors.properties import Properties
-from processors.results import diff_of
+from processors.results import Handed, LiveStates
 from processors.runner import answers
 from processors.runner.lanes import Lane, Session, Waiting
 
@@ -118,7 +118,7 @@ class Run:
         self.update = update
         self.session = session
         self.event = one.event
-        self.given: Any = None
+        self._handed: Handed | None = None
         #: The handler ended, or was given up: whoever sets it first decides what comes of it.
         self.is_over = False
         #: Of a plain update: which thread runs it.
@@ -138,9 +138,15 @@ class Run:
         """
         return Properties.decode(self.event.body)
 
-    def arguments(self, given: Any) -> tuple[Any, ...]:
-        """Return what the handler is called with."""
-        self.given = given
+    def arguments(self, live: LiveStates) -> tuple[Any, ...]:
+        """Return what the handler is called with.
+
+        Raises:
+            Whatever `load_state` raises.
+            As for `props`.
+        """
+        self._handed = handed = Handed(self.component, self.update, live)
+        given = handed.begin(self.session.state)
         if not self.update.takes_context:
             return (given, self.props())
         self._context = Context(
@@ -148,13 +154,20 @@ class Run:
             self.one.runs,
             self.calls,
             is_async=self.update.is_async,
-            as_diff=self.diff_of,
+            as_diff=handed.diff_of,
+            go_on=handed.go_on,
         )
         return (given, self.props(), self._context)
 
     def diff_of(self, result: object) -> Diff:
         """Return what a result changes, as it is stored."""
-        return diff_of(self.component, self.update, self.session.state, self.given, result)
+        assert self._handed is not None
+        return self._handed.diff_of(result)
+
+    @property
+    def given(self) -> Any:
+        """What the handler works on; None where it runs in another process."""
+        return None if self._handed is None else self._handed.given
 
     @property
     def idempotency_key(self) -> str:

@@ -31,11 +31,11 @@ from collections.abc import Callable, Set
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from eventstore import Diff, State
+from eventstore import State
 from processors.component import Component, Update, find_component
 from processors.context import Context, Superseded
 from processors.properties import Properties
-from processors.results import LiveStates, diff_of, handler_state
+from processors.results import Handed, LiveStates
 
 if TYPE_CHECKING:
     import asyncio
@@ -242,19 +242,20 @@ def _run(
     wait_for: Callable[[Any], Any],
 ) -> Result:
     # Made anew for each task: only the parent knows which version a live state has become.
-    given = handler_state(component, task.state, LiveStates(1))
-
-    def as_diff(result: object) -> Diff:
-        return diff_of(component, update, calls.state, given, result)
-
+    handed = Handed(component, update, LiveStates(1))
     context = Context(
-        task.request_id, task.attempt, calls, is_async=update.is_async, as_diff=as_diff
+        task.request_id,
+        task.attempt,
+        calls,
+        is_async=update.is_async,
+        as_diff=handed.diff_of,
+        go_on=handed.go_on,
     )
-    arguments = (given, Properties.decode(task.props))
+    arguments = (handed.begin(task.state), Properties.decode(task.props))
     result = update.function(*arguments, *((context,) if update.takes_context else ()))
     if update.is_async:
         result = wait_for(result)
-    diff = as_diff(result).encode()
+    diff = handed.diff_of(result).encode()
     return Result(diff, context.outbox, calls.state.observed)
 
 

@@ -1329,3 +1329,70 @@ def test_a_later_run_passes_the_checkpoints_of_an_earlier_one(
 
     assert closed[0].event.kind == Kind.DIFF, body_of(closed[0])
     assert app.get("i", "log") == ["one", "two", "three"]
+
+
+def test_what_follows_a_checkpoint_keeps_it_where_a_component_has_hooks(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("livingparts")
+    are_same: list[bool] = []
+
+    @component.load_state
+    def load(saved: dict[str, Any]) -> dict[str, Any]:
+        return {**saved, "client": object()}
+
+    @component.save_state
+    def save(state: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in state.items() if name != "client"}
+
+    @component.update("k", retry=Retry(attempts=2, backoff_s=0.001))
+    def steps(state: dict[str, Any], props: dict[str, Any], context: Any) -> dict[str, Any]:
+        later = context.checkpoint({"first": 1})
+        are_same.append(later["client"] is state["client"])
+        if context.attempt == 1:
+            raise OSError("after the checkpoint")
+        return {"second": later["first"] + 1}
+
+    app = store.app("livingparts")
+    run(component).complete([app.request("i", "k/steps")], WAIT_S)
+
+    assert dict(app.get("i")) == {"first": 1, "second": 2}
+    assert are_same == [True, True]
+
+
+def test_what_follows_a_checkpoint_in_a_spawned_process_keeps_it_where_a_component_has_hooks(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    app = store.app("Kept")
+    app.append("i", {"text": "four"}).entry()
+
+    run(worker_handlers.kept, worker="process").complete(
+        [app.request("i", "do/remember_in_parts")], WAIT_S
+    )
+
+    assert dict(app.get("i")) == {"text": "four", "length": 4, "twice": 8}
+
+
+def test_a_checkpoint_that_met_the_changes_of_others_is_gone_on_from_with_them(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("sharedparts")
+    app = store.app("sharedparts")
+
+    @component.load_state
+    def load(saved: dict[str, Any]) -> dict[str, Any]:
+        return {**saved, "only in memory": sorted(saved)}
+
+    @component.save_state
+    def save(state: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in state.items() if name != "only in memory"}
+
+    @component.update("k")
+    def steps(state: dict[str, Any], props: dict[str, Any], context: Any) -> dict[str, Any]:
+        app.append("i", {"theirs": 1}).entry()
+        later = context.checkpoint({"ours": 1})
+        return {"seen": later["only in memory"]}
+
+    run(component).complete([app.request("i", "k/steps")], WAIT_S)
+
+    assert dict(app.get("i")) == {"theirs": 1, "ours": 1, "seen": ["ours", "theirs"]}

@@ -197,6 +197,14 @@ def remember(state: Mapping[str, Any], props: Mapping[str, Any]) -> dict[str, ob
 
 
 @kept.update("do")
+def remember_in_parts(
+    state: Mapping[str, Any], props: Mapping[str, Any], context: Context
+) -> dict[str, object]:
+    later = context.checkpoint({"length": state["only in memory"]})
+    return {"twice": later["length"] + later["only in memory"]}
+
+
+@kept.update("do")
 def write_diff(state: Mapping[str, Any], props: Mapping[str, Any]) -> Diff:
     return Diff().append_text("text", "!")
 
