@@ -26,7 +26,8 @@ class DiscardPolicy(IntEnum):
     NONE = 0
     #: Once `discard_after` newer requests of the same update have come.
     NUM_NEW_UPDATES = 1
-    #: Once it has waited `discard_after` seconds (fractions count, to the millisecond).
+    #: Once it has waited `discard_after` seconds (fractions count, to the millisecond); a delayed
+    #: one since it was due.
     SECONDS = 2
 
 

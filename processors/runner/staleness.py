@@ -34,6 +34,11 @@ def policy_of(event: Event) -> Discard | None:
     return Discard(request.discard_policy, request.discard_after, request.discard_running)
 
 
+def _waits_since_ms(one: Waiting) -> int:
+    """Return from when on a request counts as old: a delayed one is not late before it is due."""
+    return one.time_ms if one.due_ms is None else max(one.time_ms, one.due_ms)
+
+
 class Staleness:
     """See the module's text."""
 
@@ -44,7 +49,7 @@ class Staleness:
     def decide(self, lane: Lane, one: Waiting, policy: Discard) -> Decision:
         """Decide by a policy, as of now."""
         with self._board.mutex:
-            age_ms, newer = self._board.clock.now_ms() - one.time_ms, lane.newer(one)
+            age_ms, newer = self._board.clock.now_ms() - _waits_since_ms(one), lane.newer(one)
         return decide(policy, age_ms=age_ms, newer=newer)
 
     def is_running_stale(self, lane: Lane, one: Waiting) -> bool:
@@ -105,7 +110,7 @@ class Staleness:
             return None
         left_ms = 0  # newer ones may have come while it was handed over
         if policy.policy == DiscardPolicy.SECONDS:
-            left_ms = run.one.time_ms + policy.after - self._board.clock.now_ms() + 1
+            left_ms = _waits_since_ms(run.one) + policy.after - self._board.clock.now_ms() + 1
         return self._board.loop.call_later(
             max(0, left_ms) / 1_000,
             lambda: self._board.aside(lambda: self._cancel_if_stale(run)),
