@@ -117,8 +117,9 @@ class Context:
     def is_stale(self) -> bool:
         """Whether newer requests, or the time, have made this run not worth finishing.
 
-        Always False for an update without a discard policy, and for one that may not be given up
-        because the one before it was. A long plain update asks now and then, and returns.
+        Always False for an update without `discard_running=True`, which counts however late it
+        is, and for one that may not be given up because the one before it was. A long plain
+        update asks now and then, and returns.
         """
         return self._calls.is_stale()
 
