@@ -194,9 +194,17 @@ class Component:
         It may be async, and runs once in the life of an instance, whichever process is first.
 
         Raises:
-            ValueError: there is one already.
+            ValueError: there is one already, it yields, or a parameter of it cannot be named.
         """
         self._refuse_second("init_state", self.init_function, function)
+        if _is_generator(function):
+            raise ValueError(f"init_state {_name(function)}: it yields; return a dict")
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind == parameter.POSITIONAL_ONLY:
+                raise ValueError(
+                    f"init_state {_name(function)}: its parameter {parameter.name!r} is given by"
+                    " name, from init_state_params; take away the '/' after it"
+                )
         self.init_function = function
         return function
 
@@ -206,9 +214,10 @@ class Component:
         For states with values that only live in memory, such as a database cursor.
 
         Raises:
-            ValueError: there is one already.
+            ValueError: there is one already, or it is no plain function of one argument.
         """
         self._refuse_second("save_state", self.save_function, function)
+        _refuse_no_hook("save_state", "state", function)
         self.save_function = function
         return function
 
@@ -216,9 +225,10 @@ class Component:
         """Declare how a state is made of what was stored: `function(saved)`, a dict.
 
         Raises:
-            ValueError: there is one already.
+            ValueError: there is one already, or it is no plain function of one argument.
         """
         self._refuse_second("load_state", self.load_function, function)
+        _refuse_no_hook("load_state", "saved", function)
         self.load_function = function
         return function
 
@@ -510,6 +520,18 @@ _MARKS: Final[dict[Any, str]] = {
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     found = inspect.signature(function).parameters.values()
     return tuple(_MARKS.get(parameter.kind, "") + parameter.name for parameter in found)
+
+
+def _refuse_no_hook(what: str, argument: str, function: Callable[..., Any]) -> None:
+    if _is_async(function) or _is_generator(function):
+        raise ValueError(f"{what} {_name(function)}: it must be a plain function, which returns")
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise ValueError(
+            f"{what} {_name(function)}: it is called with one argument, ({argument}), and takes"
+            f" ({', '.join(_parameters(function))})"
+        ) from None
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

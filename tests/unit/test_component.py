@@ -388,10 +388,42 @@ def test_a_component_that_its_module_does_not_define_is_named() -> None:
 
 @pytest.mark.parametrize("what", ["init_state", "save_state", "load_state"])
 def test_a_component_has_one_of_each_hook(component: Component, what: str) -> None:
-    getattr(component, what)(plain)
+    def first(saved: dict[str, Any]) -> dict[str, Any]:
+        return saved
 
-    with pytest.raises(ValueError, match=rf"{what} waiting: .* has plain already"):
+    getattr(component, what)(first)
+
+    with pytest.raises(ValueError, match=rf"{what} waiting: .* has first already"):
         getattr(component, what)(waiting)
+
+
+@pytest.mark.parametrize(
+    ("what", "function", "why"),
+    [
+        ("save_state", plain, r"called with one argument, \(state\), and takes \(state, props\)"),
+        ("load_state", lambda: {}, r"called with one argument, \(saved\), and takes \(\)"),
+        ("load_state", lambda *, saved: saved, "called with one argument"),
+        ("save_state", waiting, "must be a plain function"),
+        ("load_state", streaming, "must be a plain function"),
+        ("init_state", streaming, "it yields; return a dict"),
+        ("init_state", lambda user, /: {}, "its parameter 'user' is given by name"),
+    ],
+)
+def test_a_hook_that_cannot_be_called_is_refused(
+    component: Component, what: str, function: Any, why: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"{what} \S+: .*{why}"):
+        getattr(component, what)(function)
+
+
+def test_a_hook_may_have_further_parameters_with_defaults(component: Component) -> None:
+    def load(saved: dict[str, Any], path: str = "model.bin") -> dict[str, Any]:
+        return saved
+
+    component.load_state(load)
+    component.init_state(lambda *args, **params: params)
+
+    assert component.load_function is load
 
 
 # --- props ---------------------------------------------------------------------------------------
