@@ -1,15 +1,21 @@
-"""Fixtures for all tests: a real Kafka broker where there is one, and a count of what used it."""
+"""For all tests: a real Kafka broker where there is one, a count of what used it, and fair play.
+
+A machine that stands still for a moment, or a shell that starts tests in the background, is no
+fault of what is tested.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that tests import tools.broker, whichever way pytest is called
@@ -20,6 +26,10 @@ from tools.broker import broker  # noqa: E402
 KAFKA_FIXTURES = frozenset({"kafka_url", "kafka_brokers"})
 
 _counts = pytest.StashKey[dict[str, int]]()
+
+# How long an example takes says nothing on a machine that others use, too.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +75,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As a shell has it for what it runs in the background, and the programs that tests start
+        # would have it from us: those could not be interrupted.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         # Views of a Kafka log live in the user's cache folder; those of tests do not stay there.
         caches = tempfile.mkdtemp(prefix="foldlog-tests-")
