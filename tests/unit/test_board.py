@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 
@@ -22,13 +22,22 @@ def fail() -> None:
     raise ZeroDivisionError("a fault of the runner's own")
 
 
+#: The time stands still, in which a lane rests.
+NOW_S = 1_000.0
+
+
+@pytest.fixture(autouse=True)
+def standing_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("processors.runner.board.time", Mock(monotonic=lambda: NOW_S))
+
+
 def rests_s(board: Board, lane: Lane, turns: int) -> list[float]:
     """Let some turns fail; return how long the lane rests after each."""
     rests = []
     for _ in range(turns):
         lane.not_before_s = 0.0
         board.attempt(lane, fail)
-        rests.append(round(lane.not_before_s - time.monotonic(), 1))
+        rests.append(lane.not_before_s - NOW_S)
     return rests
 
 
