@@ -65,6 +65,7 @@ def put(queue: GroupCommit, *values: bytes, offset_next: int | None = None) -> l
 def test_the_thread_that_waits_commits_by_itself() -> None:
     writer = ScriptedWriter()
     queue = make(writer)
+    queue._background_awake = True  # it would come if this thread stood still for a moment
 
     [told] = put(queue, b"a")
     queue.drive(None)
