@@ -618,13 +618,14 @@ def test_a_log_that_cannot_be_reached_is_a_fault_and_a_view_that_folds_is_none(
         processing = daemon.runners[0].processing
         with monkeypatch.context() as patch:
             patch.setattr(processing, "catch_up", raising(LogUnavailable("no broker")))
-            unreachable = daemon.faults()
+            # It asks the log from the moment on in which all its runners have started.
+            is_fault = eventually(lambda: daemon.faults() == ["cart: no broker"])
             patch.setattr(processing, "catch_up", raising(ReadTimeout("folds")))
             folding = daemon.faults()
         daemon.stop()
         life.join(30)
 
-    assert unreachable == ["cart: no broker"]
+    assert is_fault
     assert folding == []
     assert daemon.faults()[0] == "it is stopping"
 
@@ -691,17 +692,31 @@ def test_a_digest_follows_the_code_and_the_policy_and_not_the_comments(
 
 
 def test_a_daemon_that_has_nothing_to_do_says_nothing(
-    folder: Path, module: str, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    module: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("processors.daemon._TICK_S", 0.01)
+    looks = threading.Semaphore(0)
+
+    class Looking(Daemon):
+        def _tick(self) -> None:
+            super()._tick()
+            looks.release()
+
     with EventStore(folder) as store, written_logs("text"):
-        daemon = Daemon(store, [load_component(f"{module}:cart")])
+        daemon = Looking(store, [load_component(f"{module}:cart")])
         ended = threading.Thread(target=daemon.run)
         ended.start()
+        assert eventually(lambda: bool(daemon.notices()))
         assert daemon.runners[0].drain(30)
         capsys.readouterr()
+        while looks.acquire(blocking=False):
+            pass
 
         for _ in range(5):
-            daemon._tick()
+            assert looks.acquire(timeout=30)
 
         said = capsys.readouterr().err
         daemon.stop()
