@@ -59,13 +59,14 @@ class Outcome:
     """What is known of a request at one moment.
 
     Attributes:
-        state: pending (it waits), running (in this process), applied, discarded or failed.
+        state: pending (it waits, or runs in another process), running (in this one), applied,
+            discarded or failed.
         requested_at: when the log took it.
         closed_at: when its answer was taken; None while it is open.
         version: the instance's version after the answer; None while it is open.
         attempts: runs that began and are known of.
         reason: why it was discarded, or how it failed: one word, "" otherwise.
-        message: more of that, in words.
+        message: more of that, in words: of a discard, the figures that decided.
         traceback: of the last attempt of a failed one, as text.
     """
 
@@ -184,10 +185,10 @@ class Submitted:
             if answer is not None:
                 self.answer = answer
                 return self._answered(requested_at, answer)
-        attempts = 0 if waits is None else waits.request.attempts
+        announced = self._announced(None) if waits is not None and waits.request.attempts else 0
         if sequence in self._running():
-            return Outcome("running", requested_at, attempts=attempts + 1)
-        return Outcome("pending", requested_at, attempts=attempts)
+            return Outcome("running", requested_at, attempts=max(1, announced))
+        return Outcome("pending", requested_at, attempts=max(0, announced - 1))
 
     def _answered(self, requested_at: datetime.datetime | None, answer: Entry) -> Outcome:
         times = (requested_at, answer.time, answer.version)
@@ -203,20 +204,33 @@ class Submitted:
                 failure.traceback,
             )
         if event.kind == Kind.DIFF:
-            return Outcome("applied", *times, 1 + self._repeats(answer))
-        reason = "reset" if event.kind == Kind.RESET else str(_facts(event.body).get("reason", ""))
-        return Outcome("discarded", *times, self._repeats(answer), reason)
+            return Outcome("applied", *times, max(1, self._announced(answer)))
+        announced = self._announced(answer)
+        if event.kind == Kind.RESET:
+            return Outcome("discarded", *times, announced, "reset")
+        facts = _facts(event.body)
+        began = max(1, announced) if facts.get("running") else max(0, announced - 1)
+        return Outcome("discarded", *times, began, str(facts.get("reason", "")), _figures(facts))
 
-    def _repeats(self, answer: Entry) -> int:
-        """Return how many attempts were recorded before the one that was answered."""
-        start = max(self.sequence + 1, answer.sequence - _ATTEMPT_ROWS_MAX)
-        rows = self._processing.app.history(self.instance, start=start, end=answer.sequence)
-        return sum(
-            row.event.kind == Kind.ATTEMPT
-            and row.event.answer is not None
-            and row.event.answer.cause == self.sequence
-            for row in rows
+    def _announced(self, answer: Entry | None) -> int:
+        """Return the number of the newest run that an attempt event announced; 0 if none did.
+
+        A first run has such an event only where somebody else may have begun the request before.
+        """
+        head = self._processing.head(self.instance)
+        end = answer.sequence if answer is not None else 0 if head is None else head.sequence
+        rows = self._processing.app.history(
+            self.instance,
+            start=max(self.sequence + 1, end - _ATTEMPT_ROWS_MAX),
+            end=end,
+            reverse=True,
         )
+        for row in rows:
+            cause = None if row.event.answer is None else row.event.answer.cause
+            if row.event.kind == Kind.ATTEMPT and cause == self.sequence:
+                number = _facts(row.event.body).get("attempt")
+                return number if isinstance(number, int) else 0
+        return 0
 
     def __repr__(self) -> str:
         return f"<Submitted {self.name} of {self.instance}>"
@@ -267,8 +281,21 @@ def failure_of(request_name: str, answer: Entry) -> UpdateFailed | None:
         )
     if event.kind == Kind.DIFF:
         return None
-    why = "reset" if event.kind == Kind.RESET else str(_facts(event.body).get("reason", ""))
+    facts = {"reason": "reset"} if event.kind == Kind.RESET else _facts(event.body)
+    why = ": ".join(part for part in (str(facts.get("reason", "")), _figures(facts)) if part)
     return UpdateFailed(instance, request_name, "discarded", why, sequence=cause)
+
+
+def _figures(facts: dict[str, Any]) -> str:
+    """Return in words what a discard was decided upon; "" where no policy decided."""
+    newer, age_ms, after = facts.get("newer"), facts.get("age_ms"), facts.get("after")
+    running = ", while it ran" if facts.get("running") else ""
+    if isinstance(newer, int):
+        return f"{newer} newer had come, where discard_after is {after}{running}"
+    if isinstance(age_ms, int) and isinstance(after, int):
+        limit_s = after / 1_000
+        return f"it was {age_ms / 1_000:g} s old, where discard_after is {limit_s:g} s{running}"
+    return ""
 
 
 def _facts(body: bytes) -> dict[str, Any]:

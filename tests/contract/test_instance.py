@@ -10,6 +10,7 @@ import asyncio
 import datetime
 import gc
 import logging
+import re
 import sqlite3
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from eventstore import (
     Rejected,
     UnsupportedValue,
 )
-from processors import Component, ComponentInstance, DiscardPolicy, UpdateFailed
+from processors import Component, ComponentInstance, DiscardPolicy, Retry, UpdateFailed
 from processors.beginning import begins_alone, has_begun
 from processors.runner import Runner
 from processors.stores import give_back, processing_of, take
@@ -1229,7 +1230,77 @@ def test_a_discarded_request_says_why(store: EventStore, gate: str) -> None:
         states = [outcome.state for outcome in outcomes]
         assert states == ["applied", "discarded", "discarded", "applied"]
         assert outcomes[1].reason == "num_new_updates"
+        assert outcomes[1].message in (
+            "1 newer had come, where discard_after is 1",
+            "2 newer had come, where discard_after is 1",
+        )
+        assert [outcome.attempts for outcome in outcomes] == [1, 0, 0, 1]
         assert instance.read_state("log") == [0, 3]
+
+
+def test_a_running_update_that_is_given_up_says_so(store: EventStore) -> None:
+    component = Component("Overtaken")
+
+    @component.update("go", DiscardPolicy.NUM_NEW_UPDATES, 1, discard_running=True)
+    def go(state: Any, props: Any, context: Any) -> None:
+        if props["n"] == 0:
+            eventually(context.is_stale)
+
+    with component("mine", store=store) as instance:
+        first = instance.submit("go", {"n": 0})
+        eventually(lambda: first.updates[0].state == "running")
+        instance.submit("go", {"n": 1})
+        (outcome,) = first.wait(DEADLINE_S)
+
+    assert (outcome.state, outcome.attempts) == ("discarded", 1)
+    assert outcome.message == "1 newer had come, where discard_after is 1, while it ran"
+
+
+def test_an_update_that_waited_too_long_says_how_long(store: EventStore) -> None:
+    component = Component("Late")
+
+    @component.update("go", DiscardPolicy.SECONDS, 0.001)
+    def go(state: Any, props: Any) -> None:
+        raise AssertionError("it is too late")
+
+    with component("mine", store=store, disable_update_task=True) as instance:
+        waits = instance.submit("go")
+        requested_at = waits.updates[0].outcome.requested_at
+        assert requested_at is not None
+        late = requested_at + datetime.timedelta(milliseconds=2)
+        eventually(lambda: store.app("Late").append("other", {"a": 1}).entry().time >= late)
+        with component("mine", store=store):
+            (outcome,) = waits.wait(DEADLINE_S)
+
+    assert (outcome.state, outcome.reason, outcome.attempts) == ("discarded", "seconds", 0)
+    assert re.fullmatch(r"it was [\d.]+ s old, where discard_after is 0.001 s", outcome.message)
+
+
+def test_a_first_run_is_one_attempt_though_somebody_else_might_have_begun_it(
+    counter: Component, store: EventStore
+) -> None:
+    counter("mine", store=store).shutdown()
+    store.app(counter.name).request("mine", "add/keep", {"by": 1}).result()
+
+    with counter("mine", store=store) as instance:
+        instance.flush_update("add")
+
+        assert [one.outcome.attempts for one in instance.requests()] == [1]
+
+
+def test_each_attempt_of_a_retried_update_is_counted(store: EventStore) -> None:
+    component = Component("Retried")
+
+    @component.update("go", retry=Retry(attempts=3, backoff_s=0.001))
+    def go(state: Any, props: Any, context: Any) -> dict[str, int]:
+        if context.attempt < 3:
+            raise OSError("not now")
+        return {"attempt": context.attempt}
+
+    with component("mine", store=store) as instance:
+        (outcome,) = instance.submit("go").wait(DEADLINE_S)
+
+        assert (outcome.state, outcome.attempts) == ("applied", 3)
 
 
 def test_a_flush_is_not_discarded_whatever_the_policy(store: EventStore) -> None:
