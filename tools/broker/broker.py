@@ -226,14 +226,25 @@ _LOGGING = [
 ]
 
 
-def _free_ports(count: int) -> list[int]:
-    ports: set[int] = set()
+def _reserved_ports(count: int) -> dict[int, socket.socket]:
+    """Return free ports, each with a socket that keeps other clusters from it until it is closed.
+
+    A broker that is about to start, or was killed, listens on nothing. So its cluster holds the
+    UDP port of the same number, which nobody needs and which is free again however we end.
+    """
+    ports: dict[int, socket.socket] = {}
     while len(ports) < count:
         port = random.choice(PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.add(port)
-    return sorted(ports)
+        mark = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            with socket.socket() as probe:
+                mark.bind(("127.0.0.1", port))
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            mark.close()
+        else:
+            ports[port] = mark
+    return ports
 
 
 def _random_id() -> str:
@@ -260,7 +271,8 @@ class Cluster:
         self._advertised_port = advertised_port
         self._jars = jars()
         self._folder = Path(tempfile.mkdtemp(prefix="foldlog-kafka-"))
-        ports = iter(_free_ports(2 * nodes))
+        self._ports = _reserved_ports(2 * nodes)
+        ports = iter(self._ports)
         self._nodes = [
             _Node(number, self._folder / f"node{number}", next(ports), next(ports))
             for number in range(1, nodes + 1)
@@ -337,6 +349,8 @@ class Cluster:
         for node in self._nodes:
             node.signal(signal.SIGKILL)
             node.ended(STOP_TIMEOUT_S)
+        for mark in self._ports.values():
+            mark.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _format(self) -> None:
