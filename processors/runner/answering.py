@@ -36,6 +36,8 @@ _CRASHES_MAX: Final = 3
 #: After so many attempts it is one although it was its owners that ended: what ends them may be
 #: in the request after all (a container that runs out of memory ends as a whole).
 _TAKE_OVERS_MAX: Final = 10
+#: Events of an instance that are searched for the answer that was refused last.
+_LOOK_BACK_EVENTS: Final = 1_000
 #: Exceptions of handlers kept for whoever waits for their request in this process.
 _ERRORS_MAX: Final = 256
 
@@ -210,6 +212,23 @@ class Answering:
         """Fail a request that has crashed enough, without running it once more."""
         message = f"it was begun {one.runs} times, and each time its process ended before it"
         self.fail(lane, one, "crashed", message)
+
+    def set_aside_rejected(self, lane: Lane, one: Waiting) -> None:
+        """Fail a request whose answer did not fit the state, and say what of it did not."""
+        assert one.rejection is not None
+        reason = self._rejected_because(lane, one)
+        self.fail(lane, one, "rejected", f"{one.rejection}: {reason}" if reason else one.rejection)
+
+    def _rejected_because(self, lane: Lane, one: Waiting) -> str:
+        head = self._processing.head(lane.instance)
+        newest = 0 if head is None else head.sequence - 1
+        for sequence in range(newest, max(one.sequence, newest - _LOOK_BACK_EVENTS), -1):
+            entry = self._processing.entry(lane.instance, sequence)
+            if entry is None or entry.verdict != Verdict.REJECTED:
+                continue
+            if entry.event.answer is not None and entry.event.answer.cause == one.sequence:
+                return entry.reason
+        return ""
 
     def died(self, run: Run, error: WorkerDied) -> None:
         """Count a run that took its process down; run it again, or set it aside."""

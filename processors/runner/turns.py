@@ -217,7 +217,7 @@ class Turns:
             message = f"{hops} triggers led here, one after the other: is it a circle?"
             self._answering.fail(lane, one, "hops", message)
         elif one.rejection is not None:
-            self._answering.fail(lane, one, "rejected", one.rejection)
+            self._answering.set_aside_rejected(lane, one)
         elif one.conflicts >= _CONFLICTS_MAX:
             message = f"the state changed under it {one.conflicts} times in a row"
             self._answering.fail(lane, one, "conflict", message)

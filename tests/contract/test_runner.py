@@ -528,7 +528,9 @@ def test_an_answer_that_does_not_fit_is_a_failure(
     app.append("i", {"text": "not a list"})
     closed = run(component).complete([app.request("i", "k/wrong")], WAIT_S)
 
-    assert body_of(closed[0])["reason"] == "rejected"
+    body = body_of(closed[0])
+    assert body["reason"] == "rejected"
+    assert "version 1: append 'text': it is text, not a list" in body["message"]
 
 
 # --- discards -------------------------------------------------------------------------------------
