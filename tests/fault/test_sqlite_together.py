@@ -5,7 +5,9 @@ Method: real processes, one of them killed or stopped while it owns shards or ho
 
 from __future__ import annotations
 
+import itertools
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -22,9 +24,9 @@ from eventstore.log.nudges import Nudges
 from eventstore.log.ownership import STANDS_STILL_S
 from eventstore.log.sqlite import SqliteLog
 from eventstore.log.sqlite_writer import WRITTEN_RECORDS_MAX, Turn
-from tests.contract.logs import eventually, queue, write
+from tests.contract.logs import DEADLINE_S, eventually, queue, write
 from tests.fault.sqlite_child import APP
-from tests.fault.sqlite_processes import check_log, child
+from tests.fault.sqlite_processes import Child, check_log, child
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP and FIFOs")
 
@@ -49,21 +51,31 @@ def shards(line: str) -> frozenset[int]:
     return frozenset(map(int, line.split()))
 
 
+def commits_in_turn(*writers: Child) -> list[float]:
+    """Return how many commits there were, by what was told, before somebody else had his turn."""
+    lines = [line.split() for writer in writers for line in writer.lines]
+    told = sorted((int(offset), value[0]) for value, offset in lines)
+    turns = itertools.groupby(name for _, name in told)
+    # At most 8 records are in a commit of `a`, and one in a commit of `b`.
+    return [len(list(turn)) / (8 if name == "a" else 1) for name, turn in turns]
+
+
 def test_a_process_that_commits_in_a_loop_does_not_starve_another(tmp_path: Path) -> None:
     with (
         child("write", tmp_path, "a", 8) as first,
         child("write", tmp_path, "b", 1) as second,
     ):
-        first.until(lambda lines: len(lines) > 50)
-        second.until(lambda lines: len(lines) > 50)
-        before = (len(first.lines), len(second.lines))
-        second.until(lambda lines: len(lines) > before[1] + 200)
-        commits_of_first = (len(first.lines) - before[0]) / 8  # at most 8 records in each
-
-        assert commits_of_first < 3 * 200
+        while len(commits_in_turn(first, second)) < 300:
+            for writer in (first, second):
+                goal = len(writer.lines) + 20
+                writer.until(lambda lines, goal=goal: len(lines) > goal)  # type: ignore[misc]
+        # Not all: whoever stands still does not wait for his turn.
+        nine_in_ten = statistics.quantiles(commits_in_turn(first, second), n=10)[-1]
         first.kill()
         second.kill()
-        check_log(tmp_path, first.lines + second.lines)
+
+    assert nine_in_ten < 4
+    check_log(tmp_path, first.lines + second.lines)
 
 
 def test_who_waits_for_the_turn_gets_it_before_the_one_who_just_had_it(tmp_path: Path) -> None:
@@ -106,8 +118,9 @@ def test_a_waiting_process_is_nudged_rather_than_left_to_look(log: SqliteLog, to
     with child("write", log.folder, "a", 1) as writer:
         for offset in range(20):
             begun_s = time.monotonic()
-            assert patient.wait(topic, {0: offset}, 60.0)
-            assert time.monotonic() - begun_s < 5.0, "woken by its own look, not by a nudge"
+            # By itself it looks after 80 s, and at the end of its time.
+            assert patient.wait(topic, {0: offset}, 2 * DEADLINE_S)
+            assert time.monotonic() - begun_s < DEADLINE_S, "woken by its own look, not by a nudge"
         writer.kill()
 
     patient.close()
@@ -202,18 +215,46 @@ def test_what_was_just_written_to_a_file_that_is_gone_is_read_no_second_time(
         log.read(topic, 0, 0, records_max=100, bytes_max=1 << 20)
 
 
+class OwnTime:
+    """What the thread that looks after the shards has waited, as it asked to: its own time.
+
+    A machine that stands still, or has much else to do, adds nothing to it.
+    """
+
+    def __init__(self) -> None:
+        self.s = 0.0
+        self._listen = Nudges.listen
+
+    def listen(self, news: Nudges, timeout_s: float) -> bool:
+        nudged = self._listen(news, timeout_s)
+        if not nudged and news._folder.name == "owners":
+            self.s += timeout_s
+        return nudged
+
+    def monotonic(self) -> float:
+        return self.s
+
+
+@pytest.fixture
+def own_time(monkeypatch: pytest.MonkeyPatch) -> OwnTime:
+    own_time = OwnTime()
+    monkeypatch.setattr(Nudges, "listen", lambda *arguments: own_time.listen(*arguments))
+    monkeypatch.setattr("eventstore.log.ownership.time", own_time)
+    return own_time
+
+
 def test_the_shards_of_a_killed_owner_are_taken_within_a_second(
-    log: SqliteLog, topic: Topic
+    own_time: OwnTime, log: SqliteLog, topic: Topic
 ) -> None:
     with child("own", log.folder, "group") as owner:
         owner.until(lambda lines: bool(lines) and shards(lines[-1]) == EVERYTHING)
         mine = log.own(topic, "group", lambda shards: None)
         assert eventually(lambda: len(mine.shards) == 8)
 
-        owner.process.kill()
-        begun_s = time.monotonic()
+        owner.kill()
+        begun_s = own_time.s
         assert eventually(lambda: mine.shards == EVERYTHING)
-        took_s = time.monotonic() - begun_s
+        took_s = own_time.s - begun_s
 
     assert took_s < 1.0
 
@@ -232,7 +273,7 @@ def test_an_owner_that_leaves_hands_over_at_once(log: SqliteLog, topic: Topic) -
 
 
 def test_a_stopped_owner_is_passed_over_and_finds_out_when_it_goes_on(
-    log: SqliteLog, topic: Topic
+    own_time: OwnTime, log: SqliteLog, topic: Topic
 ) -> None:
     with child("own", log.folder, "group") as owner:
         owner.until(lambda lines: bool(lines) and shards(lines[-1]) == EVERYTHING)
@@ -240,12 +281,15 @@ def test_a_stopped_owner_is_passed_over_and_finds_out_when_it_goes_on(
         assert eventually(lambda: len(mine.shards) == 8)
 
         owner.process.send_signal(signal.SIGSTOP)
-        begun_s = time.monotonic()
+        begun_s = own_time.s
         assert eventually(lambda: mine.shards == EVERYTHING)
-        took_s = time.monotonic() - begun_s
+        took_s = own_time.s - begun_s
+        (life,) = log.folder.rglob(f"{owner.process.pid}-*.member")
+        still_s = time.time() - life.stat().st_mtime
         owner.process.send_signal(signal.SIGCONT)
 
-        assert STANDS_STILL_S - 1.5 < took_s < STANDS_STILL_S + 2.0
+        assert took_s < STANDS_STILL_S + 1.0
+        assert still_s > STANDS_STILL_S
         assert eventually(
             lambda: len(mine.shards) == 8 and shards(owner.lines[-1]) == EVERYTHING - mine.shards
         )
