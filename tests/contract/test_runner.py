@@ -591,8 +591,9 @@ def test_a_request_that_waited_too_long_is_discarded_with_its_age(
     assert body["age_ms"] > 1
 
 
+@pytest.mark.parametrize("changes_hands", [False, True])
 def test_a_running_async_update_that_became_stale_is_given_up_but_never_twice_in_a_row(
-    store: EventStore, run: Callable[..., Runner]
+    store: EventStore, run: Callable[..., Runner], changes_hands: bool
 ) -> None:
     component = Component("given")
     begun: list[int] = []
@@ -620,6 +621,11 @@ def test_a_running_async_update_that_became_stale_is_given_up_but_never_twice_in
     receipts.append(ask(1))  # 0 is given up
     with news:
         assert news.wait_for(lambda: begun == [0, 1], WAIT_S)
+    if changes_hands:
+        runner.stop_now()
+        runner = run(component)
+        with news:
+            assert news.wait_for(lambda: begun == [0, 1, 1], WAIT_S)
     receipts.append(ask(2))  # 1 is not: the one before it was
     receipts[2].entry()
     runner._board.loop.call_soon_threadsafe(release.set)
