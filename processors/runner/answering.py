@@ -165,10 +165,11 @@ class Answering:
             if isinstance(error, HandlerRaised)
             else isinstance(error, retry.retry_on)
         )
-        if is_worth_it and one.runs < retry.attempts:
+        failed_runs = one.runs - one.excused
+        if is_worth_it and failed_runs < retry.attempts:
             message = f"{type(error).__name__}: {text_of(error)}"
             if self.record_attempt(lane, one, reason, message):
-                backoff_s = retry.backoff_s * 2.0 ** min(one.runs - 1, 60)
+                backoff_s = retry.backoff_s * 2.0 ** min(failed_runs - 1, 60)
                 with self._board.mutex:
                     self._board.pause(lane, min(backoff_s, retry.backoff_s_max))
             return
@@ -206,7 +207,8 @@ class Answering:
 
     def was_begun_enough(self, run: Run) -> bool:
         """Whether a request that cannot have a process of its own is to blame all the same."""
-        return run.one.runs > max(_CRASHES_MAX, run.update.retry.attempts)
+        runs = run.one.runs - run.one.excused
+        return runs > max(_CRASHES_MAX, run.update.retry.attempts)
 
     def set_aside_crashed(self, lane: Lane, one: Waiting) -> None:
         """Fail a request that has crashed enough, without running it once more."""
@@ -245,6 +247,7 @@ class Answering:
         lane, one = run.lane, run.one
         with self._board.mutex:
             one.conflicts += 1
+            one.excused += 1
             self._board.counts.conflicts += 1
             lane.break_row()
             self._board.pause_after_conflict(lane, one.conflicts)
@@ -367,6 +370,7 @@ class Answering:
 def _refused_at_once(one: Waiting, folded: Folded) -> None:
     """Take note of an answer that was written with its request, and did not count."""
     one.runs += 1
+    one.excused += 1
     if folded.verdict == Verdict.REJECTED:
         one.rejection = _misfit(folded)
 

@@ -42,6 +42,8 @@ class Waiting:
     #: An attempt was recorded, and no answer: it may have taken its process down.
     suspect: bool = False
     conflicts: int = 0
+    #: Runs that count for no retry policy: what they changed was refused, or never written.
+    excused: int = 0
     #: Why an answer of it was refused as not fitting, if one was.
     rejection: str | None = None
     #: What its answer, which is on its way, changes.
@@ -203,6 +205,8 @@ class Lane:
         """Let requests wait again whose answers did not count, in their old order."""
         for one in refused:
             self.in_flight.pop(one.sequence, None)
+            if one.diff is not None:
+                one.excused += 1
             target = self.waiting if one.due_ms is None else self.delayed
             target[one.sequence] = one
         self.sort()

@@ -283,6 +283,26 @@ def test_an_exception_that_is_not_worth_a_retry_fails_at_once(
     assert body_of(closed[0])["attempts"] == 1
 
 
+def test_a_run_that_met_a_newer_state_is_no_attempt_of_the_retry_policy(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("excused")
+    app = store.app("excused")
+
+    @component.update("k", retry=Retry(attempts=2, backoff_s=0.001))
+    def unlucky(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        if context.attempt < 3:
+            app.append("i", {"value": context.attempt}).entry()
+        if context.attempt == 3:
+            raise OSError("once")
+        return {"value": context.attempt}
+
+    closed = run(component).complete([app.request("i", "k/unlucky")], WAIT_S)
+
+    assert closed[0].event.kind == Kind.DIFF, body_of(closed[0])
+    assert app.get("i", "value") == 4
+
+
 def test_the_lane_waits_for_a_retry_and_keeps_its_order(
     store: EventStore, run: Callable[..., Runner]
 ) -> None:
