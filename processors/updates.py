@@ -50,7 +50,9 @@ class InstanceUpdates:
             self._runner = None
 
     def _share(self) -> Runner:
-        return Runner.share(self._store, self._component, worker=self._worker)
+        runner = Runner.share(self._store, self._component, worker=self._worker)
+        runner.run_in(self._instance, self._worker)
+        return runner
 
     @contextmanager
     def _lent_runner(self) -> Iterator[Runner]:

@@ -69,7 +69,7 @@ class AtOnce:
         self._refusals: dict[str, int] = {}
         self._usual_runs: dict[str, int] = {}
 
-    def is_for(self, update: Update) -> bool:
+    def is_for(self, update: Update, instance: str) -> bool:
         """Whether an update can be run so: a quick plain one, which needs no request yet."""
         return (
             not update.is_async
@@ -77,7 +77,7 @@ class AtOnce:
             and update.timeout_s is None
             and not self._has_hooks
             and self._handlers.is_quick(update)
-            and not self._handlers.is_for_process(update)
+            and not self._handlers.is_for_process(update, instance)
             and self._processing.sees_newer
         )
 

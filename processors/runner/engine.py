@@ -301,6 +301,10 @@ class Runner:
         """Return how the triggers and outboxes are that this process relays."""
         return [] if self._relays is None else self._relays.status()
 
+    def run_in(self, instance: str, worker: Literal["thread", "process"]) -> None:
+        """Say where sync updates of an instance run here, unless they say it themselves."""
+        self._handlers.run_in(instance, worker)
+
     def error_of(self, instance: str, sequence: int) -> BaseException | None:
         """Return the exception with which a request failed in this process, if it did."""
         return self._answering.error_of(instance, sequence)
@@ -371,7 +375,7 @@ class Runner:
         Raises:
             As for `Receipt.entry`.
         """
-        if not self._at_once.is_for(update):
+        if not self._at_once.is_for(update, instance):
             return None
         board = self._board
         with HeldBack():  # or the lane would be taken for ever

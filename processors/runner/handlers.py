@@ -62,6 +62,8 @@ class Handlers:
         self._staleness = staleness
         self._live = live
         self._worker = worker
+        #: instance -> where its plain updates run; `worker` says it of all others.
+        self._worker_of: dict[str, Literal["thread", "process"]] = {}
         self._take_turn = take_turn
         self._processes_max: Final = max(1, min(processes_max, os.cpu_count() or 1))
         #: How long each plain update took when it ran last.
@@ -80,13 +82,21 @@ class Handlers:
         """Run a handler and answer; True if the lane is somebody else's now."""
         run.one.runs += 1
         run.lane.run = run
-        if run.one.suspect or self.is_for_process(run.update):
+        if run.one.suspect or self.is_for_process(run.update, run.lane.instance):
             return self._run_in_worker(run)
         return self._begin_async(run) if run.update.is_async else self._run_here(run)
 
-    def is_for_process(self, update: Update) -> bool:
-        """Whether an update runs in a spawned process."""
-        return not update.is_async and (update.worker or self._worker) == "process"
+    def run_in(self, instance: str, worker: Literal["thread", "process"]) -> None:
+        """Let the plain updates of an instance run there, unless they say it themselves."""
+        if worker == self._worker:
+            self._worker_of.pop(instance, None)
+        else:
+            self._worker_of[instance] = worker
+
+    def is_for_process(self, update: Update, instance: str) -> bool:
+        """Whether an update of an instance runs in a spawned process."""
+        worker = update.worker or self._worker_of.get(instance, self._worker)
+        return not update.is_async and worker == "process"
 
     def _conclude(
         self, run: Run, result: object, error: BaseException | None, reason: str = "raised"
@@ -212,7 +222,7 @@ class Handlers:
             with self._board.held_up():
                 done = workers.run(task, run.calls)
         except NotImportable as error:
-            if not self.is_for_process(run.update):
+            if not self.is_for_process(run.update, run.lane.instance):
                 # A suspect whose component no child can find, and which may end this process.
                 if answering.was_begun_enough(run):
                     answering.set_aside_crashed(run.lane, run.one)

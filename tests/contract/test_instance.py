@@ -10,6 +10,7 @@ import asyncio
 import datetime
 import gc
 import logging
+import os
 import re
 import sqlite3
 import subprocess
@@ -39,6 +40,7 @@ from processors import Component, ComponentInstance, DiscardPolicy, Retry, Updat
 from processors.beginning import begins_alone, has_begun
 from processors.runner import Runner
 from processors.stores import give_back, processing_of, take
+from tests.fault import worker_handlers
 
 ROOT = Path(__file__).parents[2]
 
@@ -1417,6 +1419,23 @@ def test_a_service_can_ask_for_an_update_by_name(counter: Component, store: Even
 
         assert instance.read_state("count") == 8
         assert instance.read_state("log") == ["hello"]
+
+
+def test_each_instance_has_its_updates_run_where_it_asked_for(store: EventStore) -> None:
+    component = worker_handlers.component
+
+    with (
+        component("one", store=store) as one,
+        component("other", store=store, update_task_type="process") as other,
+    ):
+        app = store.app(component.name)
+        app.request("one", "do/count", {"by": 1}).result()
+        app.request("other", "do/count", {"by": 1}).result()
+        one.flush_update("do")
+        other.flush_update("do")
+
+        assert one.read_state("pid") == os.getpid()
+        assert other.read_state("pid") != os.getpid()
 
 
 # --- the end -------------------------------------------------------------------------------------
