@@ -190,7 +190,7 @@ class Lane:
     def break_row(self) -> None:
         """End the row of answers: what is on its way is judged before anything else is begun."""
         self.session = None
-        self.is_broken = bool(self.in_flight)
+        self.is_broken = bool(self.in_flight or self.refused)
 
     def maybe_begun(self, count_max: int) -> list[Waiting]:
         """Return the first that an earlier owner may have begun, as far as they stand in a row."""

@@ -126,9 +126,11 @@ class Turns:
             return False
         if self._refuse(lane, one, update) or not self._begin(lane, one):
             return False
+        session = self._session(lane, one, renew=is_first)
+        if session is None:
+            return False
         run = Run(
-            self._component, self._processing, lane, one, update,
-            self._session(lane, one, renew=is_first),
+            self._component, self._processing, lane, one, update, session,
             is_stale=lambda: self._staleness.is_running_stale(lane, one),
             has_ended=lambda: self._board.is_stopped,
         )  # fmt: skip
@@ -243,9 +245,16 @@ class Turns:
 
     # --- the state to run on ----------------------------------------------------------------------
 
-    def _session(self, lane: Lane, one: Waiting, *, renew: bool) -> Session:
-        """Return the row of answers to go on with, on a state that is as new as can be."""
-        session = lane.session
+    def _session(self, lane: Lane, one: Waiting, *, renew: bool) -> Session | None:
+        """Return the row of answers to go on with, on a state that is as new as can be.
+
+        None, if the row was broken since the board gave the request out: what is on its way is
+        known by the newest row's name, so no other begins before all of it is judged.
+        """
+        with self._board.mutex:
+            session = found = lane.session
+            if lane.is_broken or (one.parts and lane.in_flight):
+                return None
         if one.parts:
             self._live.forget(lane.instance)
             session = self.new_session(lane.instance)
@@ -264,7 +273,10 @@ class Turns:
                 diffs = [ours.diff for ours in lane.in_flight.values() if ours.diff is not None]
             state = self._processing.state_at(lane.instance, version)
             session.base, session.state = version, state.after(*diffs)
-        lane.session, lane.chain = session, session.chain
+        with self._board.mutex:
+            if lane.is_broken or lane.session is not found:
+                return None
+            lane.session, lane.chain = session, session.chain
         return session
 
     def new_session(self, instance: str) -> Session:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import itertools
 import json
 import os
 import threading
@@ -30,6 +31,7 @@ from eventstore import (
     ReadTimeout,
     State,
     Verdict,
+    testing,
 )
 from eventstore.codec import decode_event
 from eventstore.events import Answer, Event
@@ -533,6 +535,47 @@ def test_an_update_that_runs_while_an_answer_before_it_is_refused_comes_after_th
 
     assert app.get("i", "log") == [0, 1, 2]
     assert ran == [0, 1, 0, 1, 2]
+
+
+def test_a_row_of_answers_that_somebody_else_has_ended_is_judged_before_another_begins(
+    store: EventStore, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, runner = store.app("log"), run(log_component())
+    asked, ended = threading.Event(), threading.Event()
+    held_back: list[Callable[[], None]] = []
+    steps = itertools.count()
+
+    def answer_before_third_step(point: str) -> None:
+        step = next(steps) if point == "processor.step" else None
+        if step == 0:
+            assert asked.wait(WAIT_S)
+        elif step == 2:  # the answers of 0 and 1 are on their way
+            theirs = Event(Kind.DIFF, "a/note", b"[]", answer=Answer(0, 0, True))
+            runner.processing.send([("i", theirs)])[0].entry()
+            ended.set()
+
+    append = store.log.append
+
+    def hold_back_two_answers(topic: Topic, appends: Sequence[Append]) -> None:
+        event = decode_event(appends[0].value)
+        if event.answer is not None and event.guard is not None and next(firsts, None):
+            held_back.append(lambda: append(topic, appends))
+        else:
+            append(topic, appends)
+
+    firsts = iter(["of 0", "of 1"])
+    monkeypatch.setattr(testing, "on_fault_point", answer_before_third_step)
+    monkeypatch.setattr(store.log, "append", hold_back_two_answers)
+    receipts = [app.request("i", "a/note", {"n": n}) for n in range(3)]
+    receipts[-1].entry()
+    asked.set()
+    assert ended.wait(WAIT_S)
+    assert eventually(lambda: not runner.snapshot().running)
+    for go_on in held_back:
+        go_on()
+    runner.complete(receipts, WAIT_S)
+
+    assert app.get("i", "log") == [1, 2]  # 0 was theirs, and changed nothing
 
 
 def test_an_answer_that_does_not_fit_is_a_failure(
