@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import math
 import re
 import sys
@@ -182,6 +183,8 @@ class Component:
         self.init_function: Callable[..., Any] | None = None
         self.save_function: Callable[[Any], Any] | None = None
         self.load_function: Callable[[Any], Any] | None = None
+        #: Of definitions of one name, the last one counts.
+        self._number = next(_numbers)
         #: Where it is defined, so that another process can find it (`find_component`).
         self.module = _module(sys._getframe(1).f_globals.get("__name__", "__main__"))
         _components[self.module, name] = self
@@ -469,6 +472,10 @@ class Component:
             raise RuntimeError("import Component from processors, which knows how to open one")
         return opener(self, *args, **options)
 
+    def __gt__(self, other: Component) -> bool:
+        """Whether this one was defined later."""
+        return self._number > other._number
+
     def __repr__(self) -> str:
         return f"<Component {self.name}: {', '.join(self.keys) or 'no flows yet'}>"
 
@@ -476,6 +483,8 @@ class Component:
         # Functions stay where they are: another process imports the module that defines them.
         return find_component, (self.module, self.name)
 
+
+_numbers = itertools.count()
 
 #: What this process has defined, for `find_component`.
 _components: weakref.WeakValueDictionary[tuple[str, str], Component] = weakref.WeakValueDictionary()

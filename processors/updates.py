@@ -6,6 +6,7 @@ without a runner of its own borrows one while somebody waits for its updates.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -41,24 +42,36 @@ class InstanceUpdates:
         self._processing = processing
         self._instance = instance
         self._worker = worker
+        self._mutex = threading.Lock()
         self._runner = self._share() if runs_here and component.updates else None
 
     def release(self) -> None:
         """Give the runner back: what runs is finished, the rest stays pending."""
-        if self._runner is not None:
-            self._runner.release()
-            self._runner = None
+        with self._mutex:
+            runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.release()
 
     def _share(self) -> Runner:
         runner = Runner.share(self._store, self._component, worker=self._worker)
         runner.run_in(self._instance, self._worker)
         return runner
 
+    def _own_runner(self) -> Runner | None:
+        """Return the runner that this instance has a share in, if it has one."""
+        with self._mutex:
+            if self._runner is not None and self._runner.has_ended:
+                # The component was defined anew: it is the new definition's runner from now on.
+                former, self._runner = self._runner, self._share()
+                former.release()
+            return self._runner
+
     @contextmanager
     def _lent_runner(self) -> Iterator[Runner]:
         """Lend a runner: this instance's, or one for the time of a call."""
-        if self._runner is not None:
-            yield self._runner
+        runner = self._own_runner()
+        if runner is not None:
+            yield runner
             return
         runner = self._share()
         try:
@@ -68,8 +81,11 @@ class InstanceUpdates:
 
     @asynccontextmanager
     async def _alent_runner(self) -> AsyncIterator[Runner]:
-        if self._runner is not None:
-            yield self._runner
+        runner = self._runner
+        if runner is not None and runner.has_ended:
+            runner = await in_thread(self._store, self._own_runner)
+        if runner is not None:
+            yield runner
             return
         runner = await in_thread(self._store, self._share)
         try:
@@ -79,15 +95,18 @@ class InstanceUpdates:
 
     def running_here(self) -> frozenset[int]:
         """Return the sequences of the instance's requests that this process runs now."""
-        if self._runner is None:
+        runner = self._runner
+        if runner is None:
             return frozenset()
-        running = self._runner.snapshot().running
+        running = runner.snapshot().running
         return frozenset(one.sequence for one in running if one.instance == self._instance)
 
     # --- the updates of one call ----------------------------------------------------------------
 
     def send(self, flow: Flow, not_before_ms: int | None = None) -> list[Receipt]:
         """Queue a call's updates, which may be discarded; the receipts say when that is durable."""
+        if self._runner is not None and self._runner.has_ended:
+            self._own_runner()
         return self._processing.send(flow.requests(discardable=True, not_before_ms=not_before_ms))
 
     def complete(self, flow: Flow) -> None:

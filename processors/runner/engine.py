@@ -192,16 +192,34 @@ class Runner:
         """Return this process's runner of a component on a store, started; `release` it later."""
         with cls._sharing:
             runners = cls._shared.setdefault(store, {})
-            runner = runners.get(component.name)
-            if runner is None or runner._board.is_stopping:
+            runner, former = runners.get(component.name), None
+            if runner is not None and not runner.has_ended and component > runner.component:
+                runner, former = None, runner
+            if runner is None or runner.has_ended:
                 runner = cls(store, component, worker=worker).start()
                 runners[component.name] = runner
                 runner._end_notice = publish(runner)
             runner._uses += 1
+        if former is not None:
+            former._give_way(component)
         # What is requested next is then known to be new; where that takes long (a Kafka group),
         # the first requests are marked as perhaps begun by somebody else.
         runner.wait_ready(_SHARE_WAIT_S)
         return runner
+
+    def _give_way(self, component: Component) -> None:
+        """Stop, because the component was defined anew: a cell of a notebook was run again, say.
+
+        Instances of the former definition go on with the runner of the new one.
+        """
+        logger.warning(
+            "component %s was defined anew, in module %s: its updates run by that definition from"
+            " now on, those of instances that were opened before, too",
+            component.name, component.module,
+        )  # fmt: skip
+        self._end_notice()
+        # Elsewhere: what runs may take its time, and has it.
+        threading.Thread(target=self.stop, name="processors-former", daemon=True).start()
 
     def release(self, timeout_s: float = 30.0) -> None:
         """Give a shared runner back; the last one stops it, as `stop` does."""
@@ -301,6 +319,11 @@ class Runner:
         """Return how the triggers and outboxes are that this process relays."""
         return [] if self._relays is None else self._relays.status()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it begins nothing any more."""
+        return self._board.is_stopping
+
     def run_in(self, instance: str, worker: Literal["thread", "process"]) -> None:
         """Say where sync updates of an instance run here, unless they say it themselves."""
         self._handlers.run_in(instance, worker)
@@ -375,7 +398,8 @@ class Runner:
         Raises:
             As for `Receipt.entry`.
         """
-        if not self._at_once.is_for(update, instance):
+        is_ours = self.component.updates.get(update.name) is update
+        if not is_ours or not self._at_once.is_for(update, instance):
             return None
         board = self._board
         with HeldBack():  # or the lane would be taken for ever

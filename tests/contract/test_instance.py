@@ -1421,6 +1421,34 @@ def test_a_service_can_ask_for_an_update_by_name(counter: Component, store: Even
         assert instance.read_state("log") == ["hello"]
 
 
+def test_a_component_that_is_defined_anew_runs_by_its_new_definition(
+    store: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def defined(value: int) -> Component:
+        component = Component("Redefined")
+
+        @component.update("go")
+        def go(state: Any, props: Any) -> Any:
+            return {"value": value}
+
+        return component
+
+    def value_of(instance: ComponentInstance) -> Any:
+        instance.run("go")
+        instance.flush_update("go")
+        return instance.read_state("value")
+
+    with defined(1)("mine", store=store) as former:
+        assert value_of(former) == 1
+        with defined(2)("mine", store=store) as instance:
+            assert value_of(instance) == 2
+            assert value_of(former) == 2
+            former.run("go", flush_update=True)
+            assert former.read_state("value") == 2
+            assert "Redefined was defined anew" in caplog.text
+        assert value_of(former) == 2
+
+
 def test_each_instance_has_its_updates_run_where_it_asked_for(store: EventStore) -> None:
     component = worker_handlers.component
 
