@@ -31,7 +31,7 @@ import threading
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -262,13 +262,21 @@ class Cluster:
     thread that launched them ends. `kill` and `restart` keep ports and data.
     """
 
-    def __init__(self, nodes: int = 1, *, advertised_port: int | None = None) -> None:
+    def __init__(
+        self,
+        nodes: int = 1,
+        *,
+        advertised_port: int | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         """Prepare it, started by nobody yet.
 
-        With `advertised_port`, that of a proxy, clients of its only node are sent there.
+        With `advertised_port`, that of a proxy, clients of its only node are sent there. `settings`
+        are a broker's own, beside ours.
         """
         assert advertised_port is None or nodes == 1, "a port is that of one node"
         self._advertised_port = advertised_port
+        self._settings = settings or {}
         self._jars = jars()
         self._folder = Path(tempfile.mkdtemp(prefix="foldlog-kafka-"))
         self._ports = _reserved_ports(2 * nodes)
@@ -401,6 +409,7 @@ class Cluster:
             "broker.session.timeout.ms": 3_000,
             "broker.heartbeat.interval.ms": 500,
             "log.cleaner.enable": "false",
+            **self._settings,
         }
         return "".join(f"{name}={value}\n" for name, value in settings.items())
 
