@@ -18,7 +18,7 @@ from eventstore.channel import Channel, as_entry, instance_key
 from eventstore.errors import ConfigError, InstanceNotFound, ReadTimeout
 from eventstore.events import Entry, Event, Kind, Position, Verdict
 from eventstore.follow import Follower
-from eventstore.log.base import NewerRecord, Ownership
+from eventstore.log.base import NewerRecord, Ownership, Progress
 from eventstore.receipts import Receipt
 from eventstore.rows import Folded, Pending
 from eventstore.state import State
@@ -127,9 +127,14 @@ class Processing:
         """Return the shard of an instance."""
         return self._channel.log.shard_of(instance.encode(), self._channel.topic_to_write())
 
-    def own(self, group: str, changed: Callable[[frozenset[int]], None]) -> Ownership:
+    def own(
+        self,
+        group: str,
+        changed: Callable[[frozenset[int]], None],
+        progress: Progress | None = None,
+    ) -> Ownership:
         """Join `group` and hold a fair share of the shards until closed; see `Log.own`."""
-        return self._channel.log.own(self._channel.topic_to_write(), group, changed)
+        return self._channel.log.own(self._channel.topic_to_write(), group, changed, progress)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -238,6 +243,15 @@ class Processing:
             return None if row is None else as_entry(instance, row, self.identity)
 
         return self._channel.steadily(read)
+
+    def offset_of(self, instance: str, sequence: int) -> int | None:
+        """Return where an event stands in its partition; None where the view cannot say it now.
+
+        Unlike the other questions it never waits for a view that is being opened anew.
+        """
+        follower = self._follower()
+        head = None if follower.behind else follower.reader.head(instance)
+        return None if head is None else follower.reader.offset(head, sequence)
 
     def entry_of(self, folded: Folded) -> Entry:
         """Return an accepted event that was just folded as the history has it."""

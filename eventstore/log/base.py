@@ -18,7 +18,8 @@ from eventstore.errors import EventStoreError
 from eventstore.events import Batch, Record
 
 __all__ = [
-    "Append", "Batch", "Delivery", "Finding", "Log", "NewerRecord", "Ownership", "Record", "Topic",
+    "Append", "Batch", "Delivery", "Finding", "Log", "NewerRecord", "Ownership",
+    "Progress", "Record", "Topic",
 ]  # fmt: skip
 
 
@@ -68,6 +69,11 @@ class Finding(NamedTuple):
     level: Literal["ok", "warn", "fail"]
     text: str
     advice: str = ""
+
+
+#: Returns how far the work of some shards is, shard -> offset: that of its first request which is
+#: not answered, or the end of what was looked at; nothing where that is as it was told before.
+Progress = Callable[[], Mapping[int, int]]
 
 
 class Ownership(ABC):
@@ -260,8 +266,19 @@ class Log(ABC):
         """Return the shard of an instance."""
 
     @abstractmethod
-    def own(self, topic: Topic, group: str, changed: Callable[[frozenset[int]], None]) -> Ownership:
-        """Join `group` and hold a fair share of the topic's shards until closed."""
+    def own(
+        self,
+        topic: Topic,
+        group: str,
+        changed: Callable[[frozenset[int]], None],
+        progress: Progress | None = None,
+    ) -> Ownership:
+        """Join `group` and hold a fair share of the topic's shards until closed.
+
+        Where tools show how far a group is (Kafka: its committed offsets, and so its lag), the log
+        asks for `progress` about once a second, and a last time by `close`, and shows it there, as
+        well as it can. It is for people: nothing reads it back to decide anything.
+        """
 
     # --- an operator's look --------------------------------------------------------------------
 

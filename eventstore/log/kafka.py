@@ -30,7 +30,7 @@ from eventstore.config import NAME_PATTERN, Config
 from eventstore.errors import Closed, ConfigError, LogTruncated
 from eventstore.events import Batch
 from eventstore.lifetime import abandon_in_child, close_at_exit
-from eventstore.log.base import Append, Finding, Log, Ownership, Topic
+from eventstore.log.base import Append, Finding, Log, Ownership, Progress, Topic
 from eventstore.log.kafka_checks import diagnose
 from eventstore.log.kafka_client import Cluster, Described, answered_end
 from eventstore.log.kafka_owner import GroupOwnership
@@ -63,6 +63,11 @@ _LOOK_S = 10.0
 #: What is read at once of the topic of metadata.
 _METADATA_RECORDS_MAX = 1_000
 _METADATA_BYTES_MAX = 4 * 1024 * 1024
+
+
+def _group_name(topic: Topic, group: str) -> str:
+    """Return what Kafka knows a group of owners as."""
+    return f"{topic.name}.{group}"
 
 
 def _user_cache() -> Path:
@@ -299,11 +304,18 @@ class KafkaLog(Log):
         """Return the partition of the instance."""
         return self.partition_of(key, topic)
 
-    def own(self, topic: Topic, group: str, changed: Callable[[frozenset[int]], None]) -> Ownership:
+    def own(
+        self,
+        topic: Topic,
+        group: str,
+        changed: Callable[[frozenset[int]], None],
+        progress: Progress | None = None,
+    ) -> Ownership:
         """Join `group` and hold a fair share of the topic's partitions until closed."""
         with self._mutex:
             self._refuse_when_closed()
-            owner = GroupOwnership(self._address, topic, f"{topic.name}.{group}", changed)
+            name = _group_name(topic, group)
+            owner = GroupOwnership(self._address, topic, name, changed, progress)
             self._owners.append(owner)
         return owner
 

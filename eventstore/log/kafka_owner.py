@@ -1,16 +1,23 @@
-"""Ownership of shards on Kafka: a consumer group that hands out partitions and reads nothing."""
+"""Ownership of shards on Kafka: a consumer group that hands out partitions and reads nothing.
+
+The group's committed offsets say how far the work is, so that every tool that knows Kafka shows a
+lag. They are written here and read nowhere: who owns what is the group's business, what is pending
+the fold's, and offsets that are late, lost, or somebody's invention change nothing
+(tests/integration/test_kafka_progress.py).
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 
-from eventstore.log.base import Ownership, Topic
+from eventstore.log.base import Ownership, Progress, Topic
 from eventstore.log.kafka_client import build, client_options
 from eventstore.log.kafka_settings import Address
 
@@ -28,6 +35,9 @@ _HEARTBEAT_MS = 500
 #: of a killed process are given to others.
 _SESSION_TIMEOUT_MS = 6_000
 
+#: How often the offsets are committed, at most, and only when they have changed.
+_COMMIT_INTERVAL_S = 1.0
+
 
 class GroupOwnership(Ownership):
     """A member of the group, with a thread of its own, from now until `close`."""
@@ -38,14 +48,22 @@ class GroupOwnership(Ownership):
         topic: Topic,
         group: str,
         changed: Callable[[frozenset[int]], None],
+        progress: Progress | None,
     ) -> None:
         self._topic = topic
         self._changed = changed
+        self._progress = progress
         self._shards: frozenset[int] = frozenset()
+        #: shard -> the offset that tools should see, and the one that was committed; of shards that
+        #: are held. All of it is the thread's.
+        self._wanted: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
+        self._commit_at_s = 0.0
         self._closing = threading.Event()
         options: dict[str, Any] = {
             **client_options(address),
             "group.id": group,
+            "on_commit": self._was_committed,
             "partition.assignment.strategy": "cooperative-sticky",
             "heartbeat.interval.ms": _HEARTBEAT_MS,
             "session.timeout.ms": _SESSION_TIMEOUT_MS,
@@ -84,14 +102,20 @@ class GroupOwnership(Ownership):
                 logger.exception(
                     "the owner of %s failed to take a change of its shards", self._topic.name
                 )
+            if time.monotonic() >= self._commit_at_s:
+                self._commit()
+        self._commit()
         try:
-            self._consumer.close()
+            self._consumer.close()  # what was committed is on its way before the group is left
         except Exception:
             logger.exception("the owner of %s failed as it gave its shards back", self._topic.name)
         self._set(frozenset())
 
     def _gained(self, consumer: Consumer, places: Sequence[Place]) -> None:
-        consumer.incremental_assign(list(places))
+        # From the end, so that not even the client asks for the committed offsets.
+        consumer.incremental_assign(
+            [Place(place.topic, place.partition, OFFSET_END) for place in places]
+        )
         if places:
             # Else this consumer would download everything that the view reads, a second time.
             consumer.pause(list(places))
@@ -100,6 +124,9 @@ class GroupOwnership(Ownership):
     def _gave_back(self, consumer: Consumer, places: Sequence[Place]) -> None:
         # First stop working on them: the group may give them away as soon as this returns.
         self._set(self._shards - self._partitions(places))
+        for place in places:
+            self._wanted.pop(place.partition, None)
+            self._committed.pop(place.partition, None)
         try:
             consumer.incremental_unassign(list(places))
         except KafkaException:  # lost ones are unassigned already
@@ -115,6 +142,36 @@ class GroupOwnership(Ownership):
         if shards != self._shards:
             self._shards = shards
             self._changed(shards)
+
+    def _commit(self) -> None:
+        """Commit how far the work is, where that has changed; neither waits nor fails.
+
+        What is not taken (in the middle of a rebalance, say) is tried again a moment later.
+        """
+        self._commit_at_s = time.monotonic() + _COMMIT_INTERVAL_S
+        try:
+            if self._progress is not None:
+                told = self._progress()
+                self._wanted.update((shard, told[shard]) for shard in told if shard in self._shards)
+            new = {
+                shard: offset
+                for shard, offset in self._wanted.items()
+                if self._committed.get(shard) != offset
+            }
+            if new:
+                places = [Place(self._topic.name, *item) for item in new.items()]
+                self._consumer.commit(offsets=places, asynchronous=True)
+                self._committed |= new
+        except Exception:  # a closed view, say: a lag that is not shown is no reason to stop
+            logger.debug("no progress of %s is shown", self._topic.name, exc_info=True)
+
+    def _was_committed(self, error: KafkaError | None, places: Sequence[Place]) -> None:
+        """Take note of what was not; called by `poll` and `close`."""
+        for place in places:
+            if error is not None or place.error is not None:
+                said = error or place.error
+                logger.debug("%s/%s was not committed: %s", place.topic, place.partition, said)
+                self._committed.pop(place.partition, None)
 
     def clients(self) -> list[object]:
         """Return what must not be touched, nor freed, in a forked child."""

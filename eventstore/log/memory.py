@@ -17,7 +17,7 @@ from itertools import islice
 from eventstore.config import Config
 from eventstore.errors import Closed, ConfigError, LogTruncated, LogUnavailable
 from eventstore.lifetime import abandon_in_child
-from eventstore.log.base import Append, Batch, Log, NewerRecord, Ownership, Record, Topic
+from eventstore.log.base import Append, Batch, Log, NewerRecord, Ownership, Progress, Record, Topic
 from eventstore.log.ownership import SHARDS, fair_share
 
 __all__ = ["MemoryLog"]
@@ -218,8 +218,17 @@ class MemoryLog(Log):
         """Return crc32(key) modulo the number of shards."""
         return zlib.crc32(key) % self.shards(topic)
 
-    def own(self, topic: Topic, group: str, changed: Callable[[frozenset[int]], None]) -> Ownership:
-        """Join `group` and hold a fair share of the topic's shards until closed."""
+    def own(
+        self,
+        topic: Topic,
+        group: str,
+        changed: Callable[[frozenset[int]], None],
+        progress: Progress | None = None,
+    ) -> Ownership:
+        """Join `group` and hold a fair share of the topic's shards until closed.
+
+        Nobody is asked for `progress`: no tool looks at groups of this log.
+        """
         self._stored(topic)
         with self._storage.condition:
             members = self._storage.groups.setdefault(

@@ -27,7 +27,7 @@ import apsw
 from eventstore.config import Config
 from eventstore.errors import Closed, ConfigError, LogTruncated, LogUnavailable
 from eventstore.lifetime import abandon_in_child, close_at_exit
-from eventstore.log.base import Append, Batch, Finding, Log, Ownership, Record, Topic
+from eventstore.log.base import Append, Batch, Finding, Log, Ownership, Progress, Record, Topic
 from eventstore.log.group_commit import GroupCommit
 from eventstore.log.nudges import Nudges
 from eventstore.log.ownership import SHARDS, ShardOwners
@@ -352,8 +352,17 @@ class SqliteLog(Log):
         """Return crc32(key) modulo 16."""
         return zlib.crc32(key) % SHARDS
 
-    def own(self, topic: Topic, group: str, changed: Callable[[frozenset[int]], None]) -> Ownership:
-        """Join `group` and hold a fair share of the topic's shards until closed."""
+    def own(
+        self,
+        topic: Topic,
+        group: str,
+        changed: Callable[[frozenset[int]], None],
+        progress: Progress | None = None,
+    ) -> Ownership:
+        """Join `group` and hold a fair share of the topic's shards until closed.
+
+        Nobody is asked for `progress`: no tool looks at groups of this log.
+        """
         self._resolve(topic)
         with self._mutex:
             self._refuse_when_closed()

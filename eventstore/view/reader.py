@@ -182,6 +182,11 @@ class ViewReader:
         row = self._table.get(b"h" + head.iid + U64.pack(sequence))
         return None if row is None else _history(sequence, row)
 
+    def offset(self, head: Head, sequence: int) -> int | None:
+        """Return where an event of an instance stands in its partition."""
+        row = self._table.get(b"h" + head.iid + U64.pack(sequence))
+        return None if row is None else int(U64.unpack_from(row, keys.OFFSET_AT)[0])
+
     def _history_row(self, head: Head) -> Callable[[int], bytes]:
         prefix = b"h" + head.iid
 

@@ -53,6 +53,7 @@ from processors.runner.answering import Answering
 from processors.runner.at_once import AtOnce
 from processors.runner.board import IN_FLIGHT_MAX, UNAVAILABLE_WAIT_S, Board
 from processors.runner.handlers import Handlers
+from processors.runner.lag import Lag
 from processors.runner.lanes import Lane
 from processors.runner.staleness import Staleness
 from processors.runner.turns import Turns
@@ -165,6 +166,7 @@ class Runner:
         self._at_once = AtOnce(
             component, self.processing, board, self._turns, self._handlers, self._answering
         )
+        self._lag = Lag(board, self.processing, lambda: self._shards - self._taking_over)
         self._relays: Relays | None = None
         self._ownership: Ownership | None = None
         self._unwatch: Callable[[], None] | None = None
@@ -243,7 +245,9 @@ class Runner:
             self._unwatch = self.processing.watch(self._folded)
             if self._wants_triggers:
                 self._relays = Relays(self.store, self.component, self.processing)
-            self._ownership = self.processing.own(self.component.name, self._shards_changed)
+            self._ownership = self.processing.own(
+                self.component.name, self._shards_changed, self._lag.offsets
+            )
         except BaseException:
             self.stop_now()
             raise
@@ -491,6 +495,7 @@ class Runner:
                 return
             gained = shards - self._shards
             self._shards = shards
+            self._lag.tell_anew()
             self._taking_over = (self._taking_over | gained) & shards
             for lane in list(board.lanes.values()):
                 lane.is_lost = lane.shard not in shards
@@ -597,7 +602,10 @@ class Runner:
                 if one.opened is not None and one.opened.lane == "":
                     lane = self._lane(one.instance)
                     if lane is not None:
-                        lane.add(one.opened, one.time_ms, one.event, taken_over=False)
+                        lane.add(
+                            one.opened, one.time_ms, one.event,
+                            taken_over=False, offset=one.offset,
+                        )  # fmt: skip
                         if lane.run is not None:
                             self._staleness.newer_came(lane.run, one.event.name)
                         touched[one.instance] = lane

@@ -37,6 +37,8 @@ class Waiting:
     ordinal: int
     #: The request, once it was read.
     event: Event | None = None
+    #: Where it stands in its partition; None of one that was taken over, until somebody asks.
+    offset: int | None = None
     #: An earlier owner may have started it: an attempt is recorded before it runs.
     taken_over: bool = False
     #: An attempt was recorded, and no answer: it may have taken its process down.
@@ -126,7 +128,13 @@ class Lane:
     _arrived: dict[str, int] = field(default_factory=dict)
 
     def add(
-        self, request: Pending, time_ms: int, event: Event | None, *, taken_over: bool
+        self,
+        request: Pending,
+        time_ms: int,
+        event: Event | None,
+        *,
+        taken_over: bool,
+        offset: int | None = None,
     ) -> Waiting | None:
         """Take a request in; None when it is known already."""
         sequence = request.sequence
@@ -135,7 +143,7 @@ class Lane:
         ordinal = self._arrived[request.name] = self._arrived.get(request.name, 0) + 1
         one = Waiting(
             sequence, request.name, time_ms, request.due_ms, request.attempts, request.parts,
-            ordinal, event, taken_over, taken_over and request.attempts > 0,
+            ordinal, event, offset, taken_over, taken_over and request.attempts > 0,
         )  # fmt: skip
         if request.due_ms is None:
             self.waiting[sequence] = one
@@ -173,6 +181,15 @@ class Lane:
         """Return the request that has waited longest, delayed ones only where no other waits."""
         first = next(iter(self.waiting.values()), None)
         return first or next(iter(self.delayed.values()), None)
+
+    def first_open(self) -> Waiting | None:
+        """Return the first request, in log order, of which no answer counts yet."""
+        found = next(iter(self.waiting.values()), None)
+        for others in (self.delayed.values(), self.in_flight.values(), self.refused):
+            for one in others:
+                if found is None or one.sequence < found.sequence:
+                    found = one
+        return found
 
     def due_ms(self) -> int | None:
         """Return when the next delayed request is due."""
