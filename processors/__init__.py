@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     from eventstore import Diff, EventStore, State
     from processors.component import Changed, changed
     from processors.context import Context
-    from processors.failures import discard_failure, open_failures, retry_failure
+    from processors.failures import (
+        discard_failure,
+        discard_request,
+        open_failures,
+        retry_failure,
+    )
     from processors.instance import Component, ComponentInstance
     from processors.instances import (
         clear_instance,
@@ -73,6 +78,7 @@ __all__ = [
     "clear_instance",
     "copy_instances",
     "discard_failure",
+    "discard_request",
     "get_instances",
     "inspect_state",
     "open_failures",
@@ -86,7 +92,10 @@ _HOMES: Final = {
     # With its way to open an instance.
     **dict.fromkeys(("Component", "ComponentInstance"), "processors.instance"),
     **dict.fromkeys(("DiscardPolicy", "Retry"), "processors.policy"),
-    **dict.fromkeys(("discard_failure", "open_failures", "retry_failure"), "processors.failures"),
+    **dict.fromkeys(
+        ("discard_failure", "discard_request", "open_failures", "retry_failure"),
+        "processors.failures",
+    ),
     **dict.fromkeys(("Runner", "RunnerStatus"), "processors.runner"),
     **dict.fromkeys(("Params", "Properties"), "processors.properties"),
     **dict.fromkeys(("Outcome", "Submission", "Submitted", "UpdateFailed"), "processors.submitted"),

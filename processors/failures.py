@@ -4,6 +4,9 @@ A failure is closed for good by one of two events, both of which count once, how
 whomever they are sent: a new request that repeats the failed one, or a note that it needs nothing.
 Both are the first number of a source named after the failed request, so whether a failure is
 still open is one look at the view. No update runs here, and nothing is decided by itself.
+
+An app is given as a program has it, `store.app("Mail")`: then with everything acknowledged by now.
+Who asks often gives a Processing, and catches up with the log himself.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Final
 
 import orjson
 
-from eventstore import Entry, Event, Kind, OutcomeUnknown, Rejected, Verdict
+from eventstore import App, Entry, Event, Kind, OutcomeUnknown, Rejected, Verdict
 from eventstore.events import Answer, Origin, Source
 from eventstore.processing import Processing
 
@@ -37,14 +40,23 @@ def cause_of(failure: Entry) -> int:
     return failure.sequence if answer is None else answer.cause
 
 
-def open_failures(processing: Processing, instance: str | None = None) -> Iterator[Entry]:
+def open_failures(app: App | Processing, instance: str | None = None) -> Iterator[Entry]:
     """Yield the failures that nobody has retried or discarded yet, of one instance or of all.
 
-    As the view has them now. Lazily, each instance's in log order.
+    Lazily, each instance's in log order.
     """
+    processing = _processing_of(app)
     for failure in processing.app.failures(instance):
         if is_open(processing, failure):
             yield failure
+
+
+def _processing_of(app: App | Processing) -> Processing:
+    if isinstance(app, Processing):
+        return app
+    processing = Processing(app)
+    processing.catch_up()
+    return processing
 
 
 def is_open(processing: Processing, failure: Entry) -> bool:
@@ -52,7 +64,7 @@ def is_open(processing: Processing, failure: Entry) -> bool:
     return processing.source(failure.instance, _source_id(cause_of(failure))) is None
 
 
-def retry_failure(processing: Processing, failure: Entry, *, actor: str | None = None) -> Entry:
+def retry_failure(app: App | Processing, failure: Entry, *, actor: str | None = None) -> Entry:
     """Request once more what failed: same name, props, lane and policy; return the new request.
 
     Of a failure that was retried already, the request that did it. The new request waits behind
@@ -62,6 +74,7 @@ def retry_failure(processing: Processing, failure: Entry, *, actor: str | None =
         LookupError: somebody has discarded the failure, or its request cannot be found.
         EventTooLarge, LogUnavailable, ReadTimeout: see errors.py.
     """
+    processing = _processing_of(app)
     cause = cause_of(failure)
     request = processing.entry(failure.instance, cause)
     if request is None or request.event.request is None:
@@ -84,7 +97,7 @@ def retry_failure(processing: Processing, failure: Entry, *, actor: str | None =
     return entry
 
 
-def discard_failure(processing: Processing, failure: Entry, *, actor: str | None = None) -> Entry:
+def discard_failure(app: App | Processing, failure: Entry, *, actor: str | None = None) -> Entry:
     """Note that a failure needs nothing more, so that it is not listed again; return the note.
 
     Of a failure that was retried or discarded already, the event that did it.
@@ -92,6 +105,7 @@ def discard_failure(processing: Processing, failure: Entry, *, actor: str | None
     Raises:
         LogUnavailable, ReadTimeout: see errors.py.
     """
+    processing = _processing_of(app)
     cause = cause_of(failure)
     event = Event(
         Kind.NOTE,
@@ -105,7 +119,7 @@ def discard_failure(processing: Processing, failure: Entry, *, actor: str | None
 
 
 def discard_request(
-    processing: Processing, instance: str, sequence: int, *, actor: str | None = None
+    app: App | Processing, instance: str, sequence: int, *, actor: str | None = None
 ) -> Entry:
     """Give up a request that waits, as discarded by an operator; return what closed it.
 
@@ -116,6 +130,7 @@ def discard_request(
         LookupError: no such request waits.
         LogUnavailable, ReadTimeout: see errors.py.
     """
+    processing = _processing_of(app)
     row = processing.request(instance, sequence)
     if row is None:
         raise LookupError(f"no request {sequence} of {processing.name}/{instance} waits")

@@ -29,7 +29,12 @@ from processors.cli import processors
 from processors.cli.loading import load_component
 from processors.component import Component
 from processors.daemon import Daemon
-from processors.failures import discard_failure, open_failures, retry_failure
+from processors.failures import (
+    discard_failure,
+    discard_request,
+    open_failures,
+    retry_failure,
+)
 from processors.health import HealthPort
 from processors.logs import written_logs
 from processors.notices import Notice, NoticeBoard, Publisher, code_digest, publish
@@ -356,6 +361,25 @@ def test_a_discarded_failure_is_a_note_and_can_be_retried_no_more(
         with pytest.raises(LookupError, match="was discarded"):
             retry_failure(Processing(app), failure)
         assert discard_failure(Processing(app), failure).sequence == note.sequence
+
+
+def test_a_program_decides_on_failures_and_on_what_waits_by_the_app(
+    folder: Path, run: Run, module: str
+) -> None:
+    request(folder, {"by": 1, "bad": True}, {"by": 2, "bad": True})
+    run("run", f"{module}:cart", "--once")
+
+    with EventStore(folder) as store:
+        app = store.app("cart")
+        first, second = open_failures(app)
+        again = retry_failure(app, first)
+        discard_failure(app, second)
+        left = list(open_failures(app, "u-1"))
+        closed = discard_request(app, "u-1", again.sequence)
+
+        assert left == []
+        assert json.loads(closed.event.body)["reason"] == "operator"
+        assert list(app.pending()) == []
 
 
 def test_a_failure_can_be_retried_after_its_log_was_repaired(
