@@ -40,6 +40,7 @@ from processors.call import Call
 from processors.component import Component
 from processors.flow import Flow, Place
 from processors.results import LiveStates, changes_of, has_hooks
+from processors.runner.loop import refuse_to_block_updates
 from processors.serve_cache import ServeCache
 from processors.stores import give_back, in_thread, processing_of, take
 from processors.submitted import Submission, Submitted
@@ -232,6 +233,8 @@ class ComponentInstance:
         flow = Flow(self._place, key, props)
         if flush_update and flow.updates:
             self._updates.refuse_inside()
+            if not asynchronous:
+                refuse_to_block_updates("arun(..., flush_update=True)")
         if flow.serve is not None and flow.serve.is_async and not asynchronous:
             raise TypeError(
                 f"serve {key!r} of component {self.component.name} is async: await"

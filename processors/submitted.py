@@ -12,6 +12,7 @@ import orjson
 
 from eventstore import Entry, Kind, Receipt
 from eventstore.processing import Processing
+from processors.runner.loop import refuse_to_block_updates
 
 __all__ = ["Outcome", "Submission", "Submitted", "UpdateFailed", "failure_of"]
 
@@ -145,7 +146,9 @@ class Submitted:
 
         Raises:
             ReadTimeout: it is still open after `timeout_s`.
+            RuntimeError: this is the code of an async update, which should await it instead.
         """
+        refuse_to_block_updates("the submission")
         self._processing.wait_closed(self.instance, self.sequence, timeout_s)
         return self.outcome
 

@@ -18,6 +18,7 @@ from processors.component import Component
 from processors.context import runs_in
 from processors.flow import Flow
 from processors.runner import Runner
+from processors.runner.loop import refuse_to_block_updates
 from processors.stores import in_thread
 from processors.submitted import Submitted, UpdateFailed, failure_of
 
@@ -186,6 +187,7 @@ class InstanceUpdates:
             ReadTimeout: not all were run in time.
         """
         self.refuse_inside()
+        refuse_to_block_updates("aflush_update(...), or arun(..., force_refresh=True)")
         self._processing.catch_up(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         answers: dict[int, Entry] = {}

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 from eventstore import Closed, LogUnavailable
 from processors.clock import LogClock
 from processors.runner.lanes import Lane, Waiting
-from processors.runner.loop import shared_loop
+from processors.runner.loop import UPDATES_LOOP, shared_loop
 
 __all__ = ["IN_FLIGHT_MAX", "UNAVAILABLE_WAIT_S", "Board", "Counts"]
 
@@ -82,7 +82,7 @@ class Board:
         self.clock = LogClock()
         self.counts = Counts()
         #: For async updates.
-        self.loop: asyncio.AbstractEventLoop = shared_loop("updates")
+        self.loop: asyncio.AbstractEventLoop = shared_loop(UPDATES_LOOP)
         #: For our own timers, which no update that blocks its loop may hold up.
         self.timers: asyncio.AbstractEventLoop = shared_loop("timers")
         self._async_max = async_max

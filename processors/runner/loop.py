@@ -8,9 +8,12 @@ import os
 import threading
 from typing import Final
 
-__all__ = ["shared_loop"]
+__all__ = ["UPDATES_LOOP", "refuse_to_block_updates", "shared_loop"]
 
 logger: Final = logging.getLogger("processors.runner")
+
+#: The loop on which all async updates of this process run.
+UPDATES_LOOP: Final = "updates"
 
 _mutex = threading.Lock()
 _loops: dict[str, asyncio.AbstractEventLoop] = {}
@@ -26,6 +29,23 @@ def shared_loop(name: str) -> asyncio.AbstractEventLoop:
                 target=_run, args=(loop,), name=f"processors-{name}", daemon=True
             ).start()
         return loop
+
+
+def refuse_to_block_updates(instead: str) -> None:
+    """Refuse a call that waits for updates where it would keep them from running.
+
+    Raises:
+        RuntimeError: this is the code of an async update; `instead` is what it should await.
+    """
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if running is _loops.get(UPDATES_LOOP):
+        raise RuntimeError(
+            "this waits for updates on the event loop on which the async updates of this process"
+            f" run, so neither would ever end: await {instead}. Nothing was run"
+        )
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

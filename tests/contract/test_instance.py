@@ -955,6 +955,35 @@ def test_an_update_that_would_wait_for_its_own_instance_fails_and_does_not_hang(
         instance.run("ask", {"depth": 0}, flush_update=True)
 
 
+@pytest.mark.parametrize("way", ["run", "flush_update", "force_refresh", "wait"])
+def test_an_async_update_that_would_block_its_loop_fails_and_does_not_hang(
+    store: EventStore, way: str
+) -> None:
+    component = Component("Loop")
+    component.serve("ask")(lambda state, props: "answer")
+
+    @component.update("ask")
+    async def again(state: Any, props: Any) -> None:
+        if "inner" in props:
+            return
+        other.submit("ask", {"inner": True})
+        if way == "run":
+            other.run("ask", {"inner": True}, flush_update=True)
+        elif way == "flush_update":
+            other.flush_update("ask")
+        elif way == "force_refresh":
+            other.run("ask", {"inner": True}, force_refresh=True)
+        else:
+            other.submit("ask", {"inner": True}).wait(DEADLINE_S)
+
+    with (
+        component("other", store=store) as other,
+        component("mine", store=store) as instance,
+        pytest.raises(UpdateFailed, match="neither would ever end: await"),
+    ):
+        instance.run("ask", flush_update=True)
+
+
 # --- state ---------------------------------------------------------------------------------------
 
 
