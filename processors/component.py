@@ -472,8 +472,8 @@ class Component:
             raise RuntimeError("import Component from processors, which knows how to open one")
         return opener(self, *args, **options)
 
-    def __gt__(self, other: Component) -> bool:
-        """Whether this one was defined later."""
+    def is_newer_than(self, other: Component) -> bool:
+        """Whether this one was defined later in this process."""
         return self._number > other._number
 
     def __repr__(self) -> str:

@@ -195,7 +195,11 @@ class Runner:
         with cls._sharing:
             runners = cls._shared.setdefault(store, {})
             runner, former = runners.get(component.name), None
-            if runner is not None and not runner.has_ended and component > runner.component:
+            if (
+                runner is not None
+                and not runner.has_ended
+                and component.is_newer_than(runner.component)
+            ):
                 runner, former = None, runner
             if runner is None or runner.has_ended:
                 runner = cls(store, component, worker=worker).start()
