@@ -49,9 +49,6 @@ class GuardedBroker:
         # Where there is a rule, what no rule allows is denied.
         rules = [_rule(kind, name, "all", AclPermissionType.ALLOW)]
         rules += [_rule(kind, name, operation, AclPermissionType.DENY) for operation in operations]
-        for future in self._admin.create_acls(rules).values():
-            future.result(DEADLINE_S)
-        yield
         filters = [
             AclBindingFilter(
                 rule.restype, rule.name, rule.resource_pattern_type, rule.principal, rule.host,
@@ -59,8 +56,16 @@ class GuardedBroker:
             )
             for rule in rules
         ]  # fmt: skip
+        for future in self._admin.create_acls(rules).values():
+            future.result(DEADLINE_S)
+        # The controller answers before the broker has heard.
+        assert eventually(lambda: all(map(self._is_in_force, filters)))
+        yield
         for removal in self._admin.delete_acls(filters).values():
             removal.result(DEADLINE_S)
+
+    def _is_in_force(self, rule: AclBindingFilter) -> bool:
+        return bool(self._admin.describe_acls(rule).result(DEADLINE_S))
 
 
 def _rule(kind: str, name: str, operation: str, permission: AclPermissionType) -> AclBinding:
