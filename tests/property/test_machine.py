@@ -498,6 +498,7 @@ def run(worlds: list[World], *, examples: int, steps: int) -> None:
     )
 
 
+@pytest.mark.timeout(600)  # thousands of commits, on a machine that does other things too
 def test_memory_sqlite_and_a_dict_agree(embedded_worlds: list[World]) -> None:
     run(embedded_worlds, examples=100, steps=50)
 
