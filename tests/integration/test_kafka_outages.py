@@ -47,6 +47,14 @@ def opened(cluster: Cluster, namespace: str, **settings: object) -> KafkaLog:
     return KafkaLog(cluster.url, Config.load({}, namespace=namespace, **(values | settings)))
 
 
+def made_in_peace(cluster: Cluster, namespace: str) -> Topic:
+    """Return a topic that was made without a short deadline, which is for a dead broker."""
+    log = opened(cluster, namespace)
+    topic = made(log, f"{namespace}.app")
+    log.close()
+    return topic
+
+
 class Load:
     """A thread that appends numbers to both partitions, and remembers what became of each."""
 
@@ -159,9 +167,7 @@ def test_a_leader_that_is_killed_under_load_loses_and_reorders_nothing(
 def test_a_broker_that_stays_away_ends_every_wait_at_its_deadline(
     one_broker: Cluster, namespace: str
 ) -> None:
-    patient = opened(one_broker, namespace)
-    topic = made(patient, f"{namespace}.app")
-    patient.close()
+    topic = made_in_peace(one_broker, namespace)
     log = opened(one_broker, namespace, append_timeout_s=2.0, read_timeout_s=2.0)
     assert eventually(lambda: is_appended(log, topic, b"there"), OUTAGE_S)
     one_broker.kill()
@@ -188,9 +194,9 @@ def test_a_broker_that_stays_away_ends_every_wait_at_its_deadline(
 def test_after_a_deadline_the_next_append_gets_through_when_the_broker_is_back(
     one_broker: Cluster, namespace: str
 ) -> None:
+    topic = made_in_peace(one_broker, namespace)
     # A new producer needs a second until it may send anything.
     log = opened(one_broker, namespace, append_timeout_s=2.0)
-    topic = made(log, f"{namespace}.app")
     assert eventually(lambda: is_appended(log, topic, b"before"), OUTAGE_S)
     one_broker.kill()
     (lost,) = queue(log, topic, (b"o-1", b"given up"))
@@ -246,8 +252,8 @@ def test_a_broker_that_hangs_for_less_than_the_deadline_fails_loses_and_reorders
 def test_a_broker_that_hangs_past_the_deadline_loses_and_reorders_nothing(
     one_broker: Cluster, namespace: str
 ) -> None:
+    topic = made_in_peace(one_broker, namespace)
     log = opened(one_broker, namespace, append_timeout_s=3.0)
-    topic = made(log, f"{namespace}.app")
     load = Load(log, topic)
     assert load.goes_on()
 
