@@ -18,14 +18,15 @@ from eventstore.channel import Channel, as_entry, instance_key
 from eventstore.errors import ConfigError, InstanceNotFound, ReadTimeout
 from eventstore.events import Entry, Event, Kind, Position, Verdict
 from eventstore.follow import Follower
-from eventstore.log.base import NewerRecord, Ownership, Progress
+from eventstore.log.base import Member, NewerRecord, Ownership, Progress
 from eventstore.receipts import Receipt
 from eventstore.rows import Folded, Pending
 from eventstore.state import State
 from eventstore.view.reader import Head, PendingRow, ViewReader
 
 __all__ = [
-    "Folded", "NewerRecord", "Ownership", "Pending", "PendingRow", "Processing", "instance_fault",
+    "Folded", "Member", "NewerRecord", "Ownership", "Pending", "PendingRow", "Processing",
+    "instance_fault",
 ]  # fmt: skip
 
 
@@ -135,6 +136,10 @@ class Processing:
     ) -> Ownership:
         """Join `group` and hold a fair share of the shards until closed; see `Log.own`."""
         return self._channel.log.own(self._channel.topic_to_write(), group, changed, progress)
+
+    def members(self, group: str) -> Sequence[Member] | None:
+        """Return who holds the shards for a group, on all hosts; see `Log.members`."""
+        return self._channel.log.members(self._channel.topic_to_write(), group)
 
     # --- writing ----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from eventstore.errors import EventStoreError
 from eventstore.events import Batch, Record
 
 __all__ = [
-    "Append", "Batch", "Delivery", "Finding", "Log", "NewerRecord", "Ownership",
+    "Append", "Batch", "Delivery", "Finding", "Log", "Member", "NewerRecord", "Ownership",
     "Progress", "Record", "Topic",
 ]  # fmt: skip
 
@@ -69,6 +69,18 @@ class Finding(NamedTuple):
     level: Literal["ok", "warn", "fail"]
     text: str
     advice: str = ""
+
+
+class Member(NamedTuple):
+    """A member of a group of owners, on whichever host, as the log knows it.
+
+    `client` is what it calls itself: `process@host`, or what its user has called it. `address` is
+    from where it talks to the log.
+    """
+
+    client: str
+    address: str
+    shards: frozenset[int]
 
 
 #: Returns how far the work of some shards is, shard -> offset: that of its first request which is
@@ -279,6 +291,16 @@ class Log(ABC):
         asks for `progress` about once a second, and a last time by `close`, and shows it there, as
         well as it can. It is for people: nothing reads it back to decide anything.
         """
+
+    def members(self, topic: Topic, group: str) -> Sequence[Member] | None:
+        """Return who holds the topic's shards for a group, on all hosts.
+
+        None where the log keeps no list: then all of them are on this host.
+
+        Raises:
+            LogUnavailable: the log cannot say it, or may not tell us; the message says why.
+        """
+        return None
 
     # --- an operator's look --------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from eventstore.config import NAME_PATTERN, Config
 from eventstore.errors import Closed, ConfigError, LogTruncated
 from eventstore.events import Batch
 from eventstore.lifetime import abandon_in_child, close_at_exit
-from eventstore.log.base import Append, Finding, Log, Ownership, Progress, Topic
+from eventstore.log.base import Append, Finding, Log, Member, Ownership, Progress, Topic
 from eventstore.log.kafka_checks import diagnose
 from eventstore.log.kafka_client import Cluster, Described, answered_end
 from eventstore.log.kafka_owner import GroupOwnership
@@ -318,6 +318,11 @@ class KafkaLog(Log):
             owner = GroupOwnership(self._address, topic, name, changed, progress)
             self._owners.append(owner)
         return owner
+
+    def members(self, topic: Topic, group: str) -> list[Member]:
+        """Return who holds the topic's partitions for a group, on all hosts; see `Log.members`."""
+        self._refuse_when_closed()
+        return self._cluster.members(_group_name(topic, group), topic)
 
     # --- an operator's look --------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
     OFFSET_INVALID,
+    ConsumerGroupState,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -25,6 +26,7 @@ from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
 from eventstore.errors import ConfigError, LogUnavailable
+from eventstore.log.base import Member, Topic
 from eventstore.log.kafka_settings import Address, TopicPlan
 
 __all__ = [
@@ -47,6 +49,10 @@ RETRY_PAUSE_S = 0.1
 #: How long one try of a question may take. A client asks the broker that it takes for the
 #: controller, and goes on asking it when that broker is gone, until it looks at the cluster again.
 TRY_S = 3.0
+
+#: How long the members of a group are asked for: a group that shares its partitions out anew does
+#: not say them, and who asks only wants to look.
+MEMBERS_TIMEOUT_S = 5.0
 
 #: A connection on which a request stays unanswered for so long is given up, and a new one is tried:
 #: some firewalls drop connections without a word.
@@ -257,6 +263,46 @@ class Cluster:
         found = self._offset(name, partition, OffsetSpec.for_timestamp(time_ms))
         return found if found >= 0 else None
 
+    def members(self, group: str, topic: Topic) -> list[Member]:
+        """Return the members of a consumer group, and what each has of the topic.
+
+        Raises:
+            LogUnavailable: the cluster may not tell us, or does not: the group is just sharing its
+                partitions out, or the broker that keeps it is away.
+        """
+
+        def ask(left_s: float) -> list[Member]:
+            future = self.admin.describe_consumer_groups([group], request_timeout=left_s)[group]
+            try:
+                found = future.result(left_s)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return []  # nobody was ever in it
+                raise
+            if found.members and found.state != ConsumerGroupState.STABLE:
+                # It has members without partitions then, which are not without for long.
+                raise KafkaException(
+                    KafkaError(
+                        KafkaError.REBALANCE_IN_PROGRESS,
+                        "it is just sharing its partitions out",
+                        retriable=True,
+                    )
+                )
+            return [
+                Member(
+                    member.client_id,
+                    member.host.removeprefix("/"),
+                    frozenset(
+                        place.partition
+                        for place in member.assignment.topic_partitions
+                        if place.topic == topic.name and place.partition < topic.partitions
+                    ),
+                )
+                for member in found.members
+            ]
+
+        return self._ask(f"the members of group {group}", ask, MEMBERS_TIMEOUT_S)
+
     def _offset(self, name: str, partition: int, spec: OffsetSpec) -> int:
         place = Place(name, partition)
 
@@ -266,7 +312,13 @@ class Cluster:
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=left_s,
             )[place]
-            offset = int(future.result(left_s).offset)
+            try:
+                offset = int(future.result(left_s).offset)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError._NOENT and self._has(name, partition):
+                    # "No leaders found": its leader missed heartbeats, and leads again soon.
+                    raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE)) from error
+                raise
             if offset == OFFSET_INVALID:
                 # What the client says, without an error, of a broker that died meanwhile. Taken for
                 # an end it would mean that the log was cut (tests/fault/test_store_kafka.py).
@@ -275,13 +327,23 @@ class Cluster:
 
         return self._ask(f"an offset of {name}/{partition}", ask)
 
-    def _ask(self, what: str, question: Callable[[float], Answer]) -> Answer:
+    def _has(self, name: str, partition: int) -> bool:
+        found = self.describe(name)
+        return found is not None and partition < found.partitions
+
+    def _ask(
+        self,
+        what: str,
+        question: Callable[[float], Answer],
+        timeout_s: float = float("inf"),
+    ) -> Answer:
         """Ask until there is an answer; `question` gets the seconds that are left.
 
         Raises:
             LogUnavailable: no answer in time, or one that will not change by waiting.
         """
-        deadline = time.monotonic() + self._timeout_s
+        timeout_s = min(timeout_s, self._timeout_s)
+        deadline = time.monotonic() + timeout_s
         while True:
             left_s = min(TRY_S, max(0.1, deadline - time.monotonic()))
             try:
@@ -298,7 +360,7 @@ class Cluster:
                 cause, text = error, "no answer"
             if time.monotonic() + RETRY_PAUSE_S > deadline:
                 raise LogUnavailable(
-                    f"{self._address.url} was asked {what} for {self._timeout_s:g} s: {text}."
+                    f"{self._address.url} was asked {what} for {timeout_s:g} s: {text}."
                     " See that a broker runs there, and can be reached from here"
                 ) from cause
             time.sleep(RETRY_PAUSE_S)

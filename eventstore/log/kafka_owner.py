@@ -9,6 +9,8 @@ the fold's, and offsets that are late, lost, or somebody's invention change noth
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -63,6 +65,8 @@ class GroupOwnership(Ownership):
         options: dict[str, Any] = {
             **client_options(address),
             "group.id": group,
+            # By this name tools, and `processors status` on other hosts, say who holds what.
+            "client.id": address.options.get("client.id", f"{os.getpid()}@{socket.gethostname()}"),
             "on_commit": self._was_committed,
             "partition.assignment.strategy": "cooperative-sticky",
             "heartbeat.interval.ms": _HEARTBEAT_MS,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from eventstore.events import Entry
     from eventstore.processing import PendingRow, Processing
     from processors.notices import Notice
-    from processors.status import AppStatus
+    from processors.status import AppStatus, OwnerElsewhere
 
 __all__ = ["COMMANDS", "failures", "limit_option", "pending", "update_option"]
 
@@ -43,6 +43,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 #: `status`: something should not stay as it is.
 EXIT_FAULT: Final = 1
 _WATCH_S: Final = 1.0
+#: In place of what only the processes of another host know.
+UNKNOWN: Final = "unknown"
 
 limit_option = click.option("--limit", type=click.IntRange(min=0), help="Show at most so many.")
 update_option = click.option("--update", metavar="NAME", help="Only requests of this name.")
@@ -100,8 +102,8 @@ above --age-max), or an error; 2 wrong usage; 3 no such app.
 def status(session: Session, apps: tuple[str, ...], watch: bool, age_max_s: float | None) -> None:
     """Show who runs the updates of each app, what waits, and how fast it goes.
 
-    What is pending is known of every log. Who runs it, what runs now and how fast is known of the
-    processes of this machine; on Kafka, those of other hosts are not shown.
+    What is pending is known of every log. What runs now and how fast is known of the processes of
+    this machine; on Kafka, of those of other hosts only which shards they hold.
     """
     from processors.status import status_of
 
@@ -141,14 +143,17 @@ def _write_status(session: Session, found: Sequence[AppStatus], faults: Sequence
         Cell("failed/s", right=True),
     ]  # fmt: skip
     write_table(columns, map(_status_row, found), empty="no apps yet")
-    owners = [(one, notice) for one in found for notice in one.owners]
+    owners = [
+        *(_owner_row(one, notice) for one in found for notice in one.owners),
+        *(_elsewhere_row(one, owner) for one in found for owner in one.elsewhere),
+    ]
     if owners:
         click.echo()
         columns = [
             Cell("app", flexible=True), Cell("process", right=True), Cell("host"), Cell("since"),
             Cell("shards", flexible=True), Cell("runs now", flexible=True),
         ]  # fmt: skip
-        write_table(columns, (_owner_row(one, notice) for one, notice in owners))
+        write_table(columns, owners)
     relays = [
         (one.app, relay)
         for one in found
@@ -168,22 +173,30 @@ def _write_status(session: Session, found: Sequence[AppStatus], faults: Sequence
             for app, relay in relays
         )  # fmt: skip
         write_table(columns, rows)
+    for one in found:
+        if one.not_known is not None:
+            text = f"{one.app}: who holds shards on other hosts is not known: {one.not_known}"
+            click.echo(click.style(plain(text), fg="yellow"))
     for fault in faults:
         click.echo(click.style(plain(fault), fg="red"))
 
 
 def _status_row(status: AppStatus) -> list[str]:
     free = len(status.shards_free)
-    held = f"{status.shards - free} of {status.shards}{' here' if status.is_shared else ''}"
+    here = " here" if status.is_partial else ""
+    rates = status.rates
     return [
         status.app,
-        held,
+        f"{status.shards - free} of {status.shards}{' here' if status.not_known else ''}",
         f"{status.pending:,}",
-        f"{status.running:,}",
+        UNKNOWN if status.running is None else f"{status.running:,}{here}",
         f"{status.delayed:,}",
         _duration(status.oldest_age_ms),
-        "" if status.lag_events is None else f"{status.lag_events:,}",
-        *(f"{status.rates[name]:,.1f}" for name in ("applied", "discarded", "failed")),
+        "" if status.lag_events is None else f"{status.lag_events:,}{here}",
+        *(
+            UNKNOWN if rates is None else f"{rates[name]:,.1f}{here}"
+            for name in ("applied", "discarded", "failed")
+        ),
     ]
 
 
@@ -203,6 +216,15 @@ def _owner_row(status: AppStatus, notice: Notice) -> list[str]:
         ranges(notice.shards) or ("stopping" if notice.is_stopping else "none: waits"),
         running,
     ]
+
+
+def _elsewhere_row(status: AppStatus, owner: OwnerElsewhere) -> list[str]:
+    from processors.logs import ranges
+
+    process = UNKNOWN if owner.process is None else str(owner.process)
+    return [
+        status.app, process, owner.host, UNKNOWN, ranges(owner.shards) or "none: waits", UNKNOWN,
+    ]  # fmt: skip
 
 
 def _duration(duration_ms: int | None) -> str:

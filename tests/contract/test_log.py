@@ -613,6 +613,22 @@ def test_what_a_member_gives_back_goes_to_the_others(
     assert first.shards == frozenset()
 
 
+def test_a_log_of_many_hosts_says_who_holds_what_and_another_keeps_no_list(
+    log: Log, topic: Topic
+) -> None:
+    everything = frozenset(range(log.shards(topic)))
+    member = Member(log, topic, "runners")
+    assert eventually(lambda: member.shards == everything)
+
+    found, nobody = log.members(topic, "runners"), log.members(topic, "billing")
+
+    if log.url.startswith("kafka:"):
+        assert nobody == []
+        assert [one.shards for one in found or ()] == [everything]
+    else:
+        assert (found, nobody) == (None, None)
+
+
 def test_groups_do_not_disturb_one_another(log: Log, topic: Topic) -> None:
     everything = frozenset(range(log.shards(topic)))
     members = [Member(log, topic, group) for group in ("billing", "a/b ../c")]

@@ -776,7 +776,7 @@ def test_a_log_that_cannot_be_reached_ends_the_daemon_with_one_line(
     assert result.stderr.count("\n") == 1
 
 
-def test_on_kafka_shards_that_nobody_here_holds_may_be_held_elsewhere(
+def test_on_kafka_too_requests_that_nobody_runs_are_a_fault(
     kafka_url: str, namespace: str, module: str
 ) -> None:
     with EventStore(kafka_url, namespace=namespace) as store:
@@ -790,9 +790,10 @@ def test_on_kafka_shards_that_nobody_here_holds_may_be_held_elsewhere(
     ran = run("run", f"{module}:cart", "--once")
     (after,) = answers(run("status"))
 
-    assert (before["pending"], before["unowned"], before["faults"]) == (1, None, [])
+    assert (before["pending"], before["unowned"], before["running"]) == (1, 1, 0)
+    assert before["faults"] == ["1 request(s) wait, and nobody here runs them"]
     assert ran.exit_code == 0, ran.output
-    assert after["pending"] == 0
+    assert (after["pending"], after["faults"]) == (0, [])
 
 
 def test_a_graph_is_written_in_each_form(run: Run, module: str) -> None:

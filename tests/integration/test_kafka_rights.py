@@ -6,10 +6,12 @@ Method: a broker that asks who may do what. Everybody may do everything until it
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -20,8 +22,10 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from eventstore import EventStore
 from eventstore.config import Config
 from eventstore.log.kafka import KafkaLog
+from processors.cli import processors
 from tests.contract.logs import DEADLINE_S, eventually
 from tests.integration.kafka import made
 from tests.integration.kafka_group import Group
@@ -79,6 +83,26 @@ def _rule(kind: str, name: str, operation: str, permission: AclPermissionType) -
 def guarded_broker(kafka_brokers: type[Cluster]) -> Iterator[GuardedBroker]:
     with kafka_brokers(1, settings=SETTINGS) as cluster:
         yield GuardedBroker(cluster)
+
+
+def test_status_says_that_it_may_not_know_the_owners_and_shows_the_rest(
+    guarded_broker: GuardedBroker, namespace: str
+) -> None:
+    with EventStore(guarded_broker.url, namespace=namespace) as store:
+        store.app("cart").request("u-1", "add/keep").result(WAIT_S)
+    places = ("--url", guarded_broker.url, "--namespace", namespace)
+
+    with guarded_broker.denied("group", f"{namespace}.cart.cart", "describe"):
+        found = CliRunner().invoke(processors, ("status", *places))
+        table = CliRunner().invoke(processors, ("status", "--table", *places))
+
+    assert (found.exit_code, table.exit_code) == (0, 0), found.output
+    status = json.loads(found.stdout)
+    assert (status["pending"], status["running"], status["rates"]) == (1, None, None)
+    assert (status["owners"], status["unowned"], status["faults"]) == ([], None, [])
+    assert "Group authorization failed" in status["owners_not_known"]
+    assert "cart: who holds shards on other hosts is not known" in table.stdout
+    assert "0 of 8 here" in table.stdout
 
 
 def test_a_commit_that_is_refused_is_not_worth_a_word_and_is_made_good(
