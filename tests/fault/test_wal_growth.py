@@ -18,7 +18,7 @@ from eventstore.config import Config
 from eventstore.log import sqlite_writer
 from eventstore.log.base import Topic
 from eventstore.log.sqlite import SqliteLog
-from tests.contract.logs import read_all, write
+from tests.contract.logs import eventually, read_all, write
 from tests.fault.interrupt import PLACES_MAX, Interrupt
 from tests.fault.sqlite_child import APP
 from tests.fault.sqlite_processes import check_log, child
@@ -134,8 +134,8 @@ def test_a_kill_in_the_midst_of_growing_loses_nothing(tmp_path: Path) -> None:
     records = check_log(tmp_path, writer.lines)
 
     assert writer.process.returncode == -signal.SIGKILL
-    # It grows after its writers were told, and before they said so.
-    assert len(records) - len(writer.lines) == 1
+    # It grows after its writer was told, who may have said so when another thread led the commit.
+    assert len(records) - len(writer.lines) in (0, 1)
     assert left_bytes > GROWN_BYTES / 2
     assert "growth" not in tables(tmp_path)
     with child("write", tmp_path, "b", 1) as following:
@@ -161,7 +161,8 @@ def test_a_failure_in_the_midst_of_growing_is_nobody_s_failure(
     commit(log, *range(COMMITS))
     commit(open_log(), COMMITS)
 
-    assert failures == ["full", "full"]  # each process tries once
+    # Each process tries once, after the writers were told.
+    assert eventually(lambda: failures == ["full", "full"])
     assert len(check_log(tmp_path, [])) == COMMITS + 1
 
 
