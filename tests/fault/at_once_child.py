@@ -3,7 +3,7 @@
 python -m tests.fault.at_once_child run URL NAME THREADS CALLS    each token, once its run returned
 
 Each thread runs updates of instance `i` that leave the token NAME-THREAD-NUMBER in its log. Every
-update counts as quick, on the slowest of machines.
+update counts as quick, and the first one waits for the shards, on the slowest of machines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from eventstore import Diff, EventStore, State
 from processors import Component
-from processors.runner import handlers
+from processors.runner import engine, handlers
 
 INSTANCE = "i"
 
@@ -35,6 +35,7 @@ def note(state: State, props: Mapping[str, Any]) -> Diff:
 
 def run(url: str, name: str, threads: str, calls: str) -> None:
     handlers._QUICK_S_MAX = 60.0  # type: ignore[misc]
+    engine._SHARE_WAIT_S = 60.0  # type: ignore[misc]
     with EventStore(url) as store, component(INSTANCE, store=store) as instance:
 
         def run_some(thread: int) -> None:

@@ -16,6 +16,9 @@ from tests.fault.sqlite_processes import check_log, child
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
+#: Writes that a process was told of, at the least, before it is killed at a random moment.
+WRITES_MIN = 20
+
 
 @pytest.mark.parametrize("passage", [1, 2, 7])
 @pytest.mark.parametrize(
@@ -38,7 +41,9 @@ def test_a_kill_inside_a_commit_loses_nothing_acknowledged(
 
     assert writer.process.returncode == -9
     assert len(records) == passage - 1 + is_written
-    assert len(acknowledged) == passage - 1
+    # Who was told may have said so, when another thread than his own has led the commit.
+    said_max = passage if point == "log.acknowledged" else passage - 1
+    assert passage - 1 <= len(acknowledged) <= said_max
 
 
 @pytest.mark.parametrize("round_number", range(3))
@@ -55,7 +60,7 @@ def test_kills_at_random_moments_lose_nothing_acknowledged(
             child("write", tmp_path, f"a{generation}", 4) as first,
             child("write", tmp_path, f"b{generation}", 1) as second,
         ):
-            count = choose.randrange(20, 400)
+            count = choose.randrange(WRITES_MIN, 400)
             first.until(lambda lines, count=count: len(lines) >= count)  # type: ignore[misc]
             for writer in choose.sample([first, second], 2):
                 writer.kill()
@@ -63,7 +68,7 @@ def test_kills_at_random_moments_lose_nothing_acknowledged(
 
         check_log(tmp_path, acknowledged)
 
-    assert len(acknowledged) > 60
+    assert len(acknowledged) >= 3 * WRITES_MIN
 
 
 def test_a_writer_that_is_killed_does_not_stop_the_others(tmp_path: Path) -> None:

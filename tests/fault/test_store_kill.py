@@ -27,6 +27,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
 #: Writes of one run, of every kind and to every instance.
 WRITES = 16
+#: Writes that a process was told of, at the least, before it is killed at a random moment.
+WRITES_MIN = 20
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,8 @@ WRITES = 16
         ("log.commit.before", 12, {0}),
         ("log.commit.inside", 12, {0}),
         ("log.commit.after", 12, {1}),
-        ("log.acknowledged", 12, {1}),
+        # A writer may have heard of it, and said so, when another thread has led its commit.
+        ("log.acknowledged", 12, {0, 1}),
         # The view's own thread folds too, so it may be at these points during a write or between.
         ("view.batch.before", 1, {0, 1}),
         ("view.batch.before", 3, {0, 1}),
@@ -89,7 +92,7 @@ def test_kills_at_random_moments_under_load_lose_nothing_and_repeat_nothing(
     with EventStore(tmp_path) as store:
         total = check_store(store, acknowledged)
 
-    assert total >= len(acknowledged) > 60
+    assert total >= len(acknowledged) >= 2 * WRITES_MIN
 
 
 def kill_writers(folder: Path, generation: int, choose: random.Random) -> list[str]:
@@ -99,7 +102,7 @@ def kill_writers(folder: Path, generation: int, choose: random.Random) -> list[s
         store_child("write", folder, f"a{generation}", 0, 100_000, 3) as first,
         store_child("write", folder, f"b{generation}", 0, 100_000, 1) as second,
     ):
-        count = choose.randrange(20, 200)
+        count = choose.randrange(WRITES_MIN, 200)
         first.until(lambda lines: len(lines) >= count)
         for writer in choose.sample([first, second], 2):
             writer.kill()
