@@ -70,6 +70,10 @@ class Child:
         assert eventually(lambda: condition(self.lines) or not self._reader.is_alive())
         assert condition(self.lines), f"{self.process.args!r} ended or said only {self.lines[-3:]}"
 
+    def until_said_or_ended(self, count: int) -> None:
+        """Wait until it has said so many lines, or all that it had to say."""
+        assert eventually(lambda: len(self.lines) >= count or not self._reader.is_alive())
+
     def end(self) -> None:
         """Wait for its own end, and for the last of its lines."""
         self.process.wait(60)

@@ -114,11 +114,7 @@ def kill_in_time(choose: random.Random, writers: list[StoreChild]) -> None:
     """Kill each writer once it was told a random number of times, unless it dies before."""
     for writer in choose.sample(writers, len(writers)):
         goal = choose.randrange(1, WRITES)
-        writer.until(
-            lambda lines, goal=goal, writer=writer: (  # type: ignore[misc]
-                len(lines) >= goal or writer.process.poll() is not None
-            )
-        )
+        writer.until_said_or_ended(goal)
         if choose.random() < 0.3:  # a stopped process holds its locks for a while
             writer.process.send_signal(signal.SIGSTOP)
         writer.kill()
