@@ -7,18 +7,24 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import NewTopic
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import NewTopic, OffsetSpec
 
 from eventstore.config import Config
-from eventstore.errors import ConfigError, OutcomeUnknown
+from eventstore.errors import ConfigError, LogUnavailable, OutcomeUnknown
 from eventstore.log.base import Append
 from eventstore.log.kafka_client import Cluster, Described
 from eventstore.log.kafka_settings import TopicPlan, parse_url
@@ -37,8 +43,12 @@ TOO_FEW = (
 )
 
 
+#: What librdkafka says of a partition that nobody leads, and of one that is not there.
+NO_LEADERS = "Failed to query partition leaders: No leaders found"
+
+
 class ScriptedAdmin:
-    """Answers the creation of topics with what it was given, in turn, and then with success."""
+    """Refuses with what it was given, in turn, and then answers."""
 
     def __init__(self, *refusals: str) -> None:
         self._refusals = list(refusals)
@@ -53,6 +63,20 @@ class ScriptedAdmin:
         else:
             answer.set_result(None)
         return {topics[0].topic: answer}
+
+    def list_offsets(
+        self,
+        places: Mapping[TopicPartition, OffsetSpec],
+        isolation_level: IsolationLevel,
+        request_timeout: float,
+    ) -> dict[TopicPartition, Future[Any]]:
+        answer: Future[Any] = Future()
+        if self._refusals:
+            error = KafkaError(KafkaError._NOENT, self._refusals.pop(0))
+            answer.set_exception(KafkaException(error))
+        else:
+            answer.set_result(TopicPartition("app", 0, 7))
+        return dict.fromkeys(places, answer)
 
     def list_topics(self, timeout: float) -> None:
         pass
@@ -80,6 +104,25 @@ def test_too_few_brokers_are_said_at_once(
 
     with pytest.raises(ConfigError, match="only 1 broker"):
         cluster.create(TopicPlan("app", 1, 3))
+
+
+def test_an_end_is_known_as_soon_as_the_partition_has_a_leader_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "admin", ScriptedAdmin(NO_LEADERS, NO_LEADERS))
+
+    assert cluster.offset_end("app", 0) == 7
+
+
+@pytest.mark.parametrize("found", [None, Described("id", 1, 1, is_led=True)])
+def test_that_a_partition_is_not_there_is_said_at_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, found: Described | None
+) -> None:
+    monkeypatch.setattr(cluster, "admin", ScriptedAdmin(NO_LEADERS))
+    monkeypatch.setattr(cluster, "describe", lambda name: found)
+
+    with pytest.raises(LogUnavailable, match="No leaders found"):
+        cluster.offset_end("app", 1)
 
 
 # --- the end of a producer ----------------------------------------------------------------------
