@@ -316,7 +316,8 @@ class Cluster:
                 offset = int(future.result(left_s).offset)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._NOENT and self._has(name, partition):
-                    # "No leaders found": its leader missed heartbeats, and leads again soon.
+                    # "No leaders found", as of a topic that is not there. But it is: its leader
+                    # missed its heartbeats, and leads again soon.
                     raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE)) from error
                 raise
             if offset == OFFSET_INVALID:
