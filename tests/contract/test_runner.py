@@ -37,6 +37,7 @@ from eventstore.codec import decode_event
 from eventstore.events import Answer, Event
 from eventstore.log.base import Append, Topic
 from processors.component import Component
+from processors.failures import retry_failure
 from processors.policy import DiscardPolicy, Retry
 from processors.runner import Runner
 from processors.runner.run import LogCalls
@@ -1271,6 +1272,61 @@ def test_an_effect_is_called_once_however_often_its_update_runs(
 
     assert (calls, runs) == (["charged 5"], [1, 2, 3])
     assert app.get("i", "receipt") == "charged 5"
+
+
+def test_a_failure_that_is_retried_takes_the_effects_of_its_failed_runs_from_the_log(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("retriedeffects")
+    calls: list[int] = []
+    faults = [OSError("first"), OSError("second")]
+
+    def ask() -> int:
+        calls.append(1)
+        return len(calls)
+
+    @component.update("k")
+    def pay(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        receipt = context.effect("pay", ask)
+        if faults:
+            raise faults.pop()
+        return {"receipt": receipt}
+
+    app = store.app("retriedeffects")
+    runner = run(component)
+    (failure,) = runner.complete([app.request("i", "k/pay")], WAIT_S)
+    for _ in range(2):
+        retried = retry_failure(app, failure)
+        failure = runner.closed("i", retried.sequence, WAIT_S)
+
+    assert failure.event.kind == Kind.DIFF
+    assert (app.get("i", "receipt"), calls) == (1, [1])
+
+
+def test_an_effect_whose_arguments_cannot_be_stored_is_known_by_its_key(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    component = Component("keyedeffects")
+    calls: list[object] = []
+
+    def ask(client: object, question: str) -> str:
+        calls.append(client)
+        return question.upper()
+
+    @component.update("k", retry=Retry(attempts=2, backoff_s=0.001))
+    def answer(state: State, props: dict[str, Any], context: Any) -> dict[str, Any]:
+        found = [
+            context.effect("ask", ask, object(), question, key=question) for question in ("a", "b")
+        ]
+        if context.attempt == 1:
+            raise OSError("once")
+        return {"found": found}
+
+    app = store.app("keyedeffects")
+    run(component).complete([app.request("i", "k/answer")], WAIT_S)
+
+    assert app.get("i", "found") == ["A", "B"]
+    assert len(calls) == 2
 
 
 def test_a_log_that_is_away_while_an_effect_is_recorded_is_waited_for(
