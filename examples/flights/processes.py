@@ -63,6 +63,7 @@ class Child:
         self._newest: dict[str, Any] = {}
         #: What it wrote on stderr, and when (time.monotonic()).
         self._logged: list[tuple[float, str]] = []
+        self._logs_no_more = False
         self._has_logged = threading.Condition()
         self._threads = [
             threading.Thread(target=read, daemon=True) for read in (self._read, self._read_errors)
@@ -83,6 +84,9 @@ class Child:
             with self._has_logged:
                 self._logged.append((time.monotonic(), line.rstrip("\n")))
                 self._has_logged.notify_all()
+        with self._has_logged:
+            self._logs_no_more = True
+            self._has_logged.notify_all()
 
     @property
     def pid(self) -> int:
@@ -113,7 +117,7 @@ class Child:
         """
         with self._has_logged:
             while (at_s := self._logged_s(event)) is None:
-                if not self._threads[1].is_alive() or not self._has_logged.wait(LOG_S_MAX):
+                if self._logs_no_more or not self._has_logged.wait(LOG_S_MAX):
                     raise ChildFailed(self._last_words(f"has not logged {event!r}"))
             return at_s
 

@@ -12,9 +12,11 @@ import pytest
 
 from eventstore import Diff, EventStore
 from examples import git_history
-from examples.flights import demo
+from examples.flights import demo, processes
 from examples.flights.data import departures
 from tests.git_repository import git, make_repository
+
+pytestmark = pytest.mark.timeout(300)  # three runs of six processes each, beside other tests
 
 
 @pytest.fixture(params=["embedded", "kafka"])
@@ -104,6 +106,18 @@ def test_the_demo_fails_when_the_log_says_something_else_than_the_file(
     assert "departures: 1 are missing in the log, 1 are too many" in shown
     assert "N730MQ: its summary is" in shown
     assert "cancelled flights by airline" in shown
+
+
+def test_a_process_of_the_demo_that_ends_before_it_has_work_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "LOG_S_MAX", 3_600.0)
+
+    with (
+        processes.Child(["examples.flights.no_such_module"], {}) as child,
+        pytest.raises(processes.ChildFailed, match="No module named"),
+    ):
+        child.wait_logged("shards")
 
 
 def test_a_git_history_is_replayed_and_agrees_with_git(
