@@ -20,6 +20,8 @@ from tests.contract.logs import eventually, read_all
 from tests.fault.sqlite_child import APP
 
 ROOT = Path(__file__).parents[2]
+#: No process that ends by itself takes so long, beside whatever else the machine does.
+ENDS_S = 120.0
 
 
 class Child:
@@ -76,7 +78,7 @@ class Child:
 
     def end(self) -> None:
         """Wait for its own end, and for the last of its lines."""
-        self.process.wait(60)
+        self.process.wait(ENDS_S)
         self._reader.join()
 
     def kill(self) -> None:

@@ -29,6 +29,8 @@ from processors.runner import at_once, handlers
 from tests.fault.interrupt import PLACES_MAX, Interrupt
 from tests.fault.test_interrupts import DEADLINE_S
 
+pytestmark = pytest.mark.timeout(300)  # some hundred interrupts, each with two runs after it
+
 #: Where the code is that is interrupted.
 PACKAGES = tuple(str(Path(str(package.__file__)).parent) for package in (eventstore, processors))
 

@@ -26,7 +26,11 @@ from tests.contract.logs import eventually
 from tests.fault.relay_child import customer_of
 from tests.fault.sqlite_processes import Child
 
+pytestmark = pytest.mark.timeout(300)  # a dozen processes, one after the other
+
 DIFFS = 10_000
+#: How long the last relay may take for all that the others have left.
+PATIENCE_S = 120.0
 
 #: Where a process dies: each point of a relay, early in its life and later.
 POINTS = (
@@ -82,7 +86,7 @@ def test_every_change_makes_one_request_though_relays_are_killed_again_and_again
             for service in (north, south):
                 service.end()
             with EventStore(url) as store:
-                assert eventually(lambda: is_done(store), 60), (seed, found_in(store))
+                assert eventually(lambda: is_done(store), PATIENCE_S), (seed, found_in(store))
 
     with EventStore(url) as store:
         found = found_in(store)
