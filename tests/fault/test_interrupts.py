@@ -22,7 +22,9 @@ from eventstore.errors import LogUnavailable
 from eventstore.history.verify import verify_app
 from tests.fault.interrupt import PLACES_MAX, Interrupt
 
-DEADLINE_S = 10.0
+pytestmark = pytest.mark.timeout(300)  # hundreds of interrupts, each with calls after it
+
+DEADLINE_S = 30.0
 
 
 def append(store: EventStore, app: App) -> None:
