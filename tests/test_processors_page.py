@@ -33,4 +33,4 @@ def test_a_program_of_the_page_runs(section: str, tmp_path: Path) -> None:
 
 
 def test_the_page_has_its_programs() -> None:
-    assert len(PROGRAMS) == 3
+    assert len(PROGRAMS) == 4
