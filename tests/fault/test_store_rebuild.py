@@ -25,10 +25,11 @@ def test_nobody_who_reads_sees_a_rebuild(tmp_path: Path) -> None:
         app = store.app("orders")
         app.append_many([(f"o-{number}", {"number": number}) for number in range(INSTANCES)])
         app.get("o-0")
-        done = threading.Event()
+        all_begin, done = threading.Barrier(4), threading.Event()
 
         def read() -> int:
             count = 0
+            all_begin.wait(DEADLINE_S)
             while not done.is_set():
                 number = count % INSTANCES
                 assert app.get(f"o-{number}", "number") == number
@@ -38,6 +39,7 @@ def test_nobody_who_reads_sees_a_rebuild(tmp_path: Path) -> None:
 
         def write() -> int:
             count = 0
+            all_begin.wait(DEADLINE_S)
             while not done.is_set():
                 assert app.append("w", {"count": count}).verdict() == Verdict.ACCEPTED
                 try:
@@ -50,6 +52,7 @@ def test_nobody_who_reads_sees_a_rebuild(tmp_path: Path) -> None:
         with ThreadPoolExecutor(3) as threads:
             counts = [threads.submit(one) for one in (read, read, write)]
             try:
+                all_begin.wait(DEADLINE_S)
                 for _ in range(REBUILDS):
                     app.rebuild_view()
             finally:

@@ -177,6 +177,8 @@ def test_an_interrupt_in_the_midst_of_growing_keeps_nobody_from_writing(
 
     for place in range(1, PLACES_MAX):
         interrupt = Interrupt(place)
+        # A writer is told before the turn is given back, when another thread has led its commit.
+        assert eventually(lambda: not writer._turn.held)
         writer._connected()
         writer.acquire(1.0)
         try:
