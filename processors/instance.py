@@ -296,7 +296,7 @@ class ComponentInstance:
     def _submitted(self, name: str, place: Receipt | int) -> Submitted:
         return Submitted(self._processing, self.instance_id, name, place, self._running_here)
 
-    def _running_here(self) -> frozenset[int]:
+    def _running_here(self) -> dict[int, int]:
         # Not the method of `_updates` itself: who holds a Submission holds the instance with this,
         # so that the interpreter's exit shuts it down, and lets what runs finish.
         return self._updates.running_here()

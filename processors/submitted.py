@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
 from eventstore import Entry, Kind, Receipt
+from eventstore.events import moment
 from eventstore.processing import Processing
 from processors.runner.loop import refuse_to_block_updates
 
@@ -63,6 +64,7 @@ class Outcome:
         state: pending (it waits, or runs in another process), running (in this one), applied,
             discarded or failed.
         requested_at: when the log took it.
+        began_at: when the run that goes on began; None where none does.
         closed_at: when its answer was taken; None while it is open.
         version: the instance's version after the answer; None while it is open.
         attempts: runs that began and are known of.
@@ -73,6 +75,7 @@ class Outcome:
 
     state: RequestState
     requested_at: datetime.datetime | None = None
+    began_at: datetime.datetime | None = None
     closed_at: datetime.datetime | None = None
     version: int | None = None
     attempts: int = 0
@@ -95,7 +98,7 @@ class Submitted:
         instance: str,
         name: str,
         place: Receipt | int,
-        running: Callable[[], frozenset[int]],
+        running: Callable[[], Mapping[int, int]],
     ) -> None:
         """Watch one request.
 
@@ -104,7 +107,8 @@ class Submitted:
             instance: which the request is for.
             name: the request's.
             place: its receipt, or its sequence.
-            running: which of the instance's requests this process runs now.
+            running: which of the instance's requests this process runs now, and since when (epoch
+                milliseconds).
         """
         self.instance = instance
         self.name = name
@@ -189,12 +193,14 @@ class Submitted:
                 self.answer = answer
                 return self._answered(requested_at, answer)
         announced = self._announced(None) if waits is not None and waits.request.attempts else 0
-        if sequence in self._running():
-            return Outcome("running", requested_at, attempts=max(1, announced))
+        since_ms = self._running().get(sequence)
+        if since_ms is not None:
+            began_at = moment(since_ms * 1_000)
+            return Outcome("running", requested_at, began_at, attempts=max(1, announced))
         return Outcome("pending", requested_at, attempts=max(0, announced - 1))
 
     def _answered(self, requested_at: datetime.datetime | None, answer: Entry) -> Outcome:
-        times = (requested_at, answer.time, answer.version)
+        times = (requested_at, None, answer.time, answer.version)
         event = answer.event
         if event.kind == Kind.FAILURE:
             failure = _failure(_facts(event.body))

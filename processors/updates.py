@@ -94,13 +94,13 @@ class InstanceUpdates:
         finally:
             await in_thread(self._store, runner.release)
 
-    def running_here(self) -> frozenset[int]:
-        """Return the sequences of the instance's requests that this process runs now."""
+    def running_here(self) -> dict[int, int]:
+        """Return what this process runs of the instance now: sequence -> since when, epoch ms."""
         runner = self._runner
         if runner is None:
-            return frozenset()
+            return {}
         running = runner.snapshot().running
-        return frozenset(one.sequence for one in running if one.instance == self._instance)
+        return {one.sequence: one.since_ms for one in running if one.instance == self._instance}
 
     # --- the updates of one call ----------------------------------------------------------------
 

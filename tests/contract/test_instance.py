@@ -1214,6 +1214,11 @@ def test_a_request_says_what_became_of_it(counter: Component, store: EventStore,
         eventually(lambda: running.state == "running")
         assert waiting.state == "pending"
         assert waiting.outcome.is_open
+        runs = running.outcome
+        assert runs.requested_at is not None
+        assert runs.began_at is not None
+        assert runs.requested_at <= runs.began_at
+        assert waiting.outcome.began_at is None
         gates[gate].set()
 
         assert running.wait(DEADLINE_S).state == "applied"
