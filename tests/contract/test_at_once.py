@@ -48,7 +48,7 @@ from processors.runner import Runner, engine, handlers, turns
 from tests.contract.logs import read_all
 
 #: No wait of a test takes so long unless something is broken.
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 Props = Mapping[str, Any]
 

@@ -586,7 +586,7 @@ def append_raw(folder: Path, key: bytes, value: bytes) -> None:
         topic = store.log.topic("foldlog.a", create=True)
         assert topic is not None
         store.log.append(topic, [Append(0, key, value, Delivery())])
-        store.log.flush(10)
+        store.log.flush(60)
     assert delivered.is_set()
 
 

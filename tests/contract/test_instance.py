@@ -45,7 +45,7 @@ from tests.fault import worker_handlers
 ROOT = Path(__file__).parents[2]
 
 #: Longer than any wait here takes, unless something is broken.
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -23,7 +23,7 @@ from eventstore.processing import Processing
 from processors import Component, DiscardPolicy, Properties
 
 #: The most that a test waits for what should come at once.
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(params=["memory", "sqlite"])

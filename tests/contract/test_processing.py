@@ -71,8 +71,8 @@ def test_who_waits_for_a_request_is_told_when_it_is_closed(processing: Processin
     answer = Event(Kind.DIFF, "ship", b"[]", answer=Answer(sequence, 0, True))
     processing.send([("o-1", answer)])
 
-    assert closed.wait(10)
-    assert processing.wait_closed("o-1", sequence, 10).event.name == "ship"
+    assert closed.wait(60)
+    assert processing.wait_closed("o-1", sequence, 60).event.name == "ship"
 
 
 def test_who_comes_late_is_told_at_once(processing: Processing) -> None:

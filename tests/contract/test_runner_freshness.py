@@ -18,7 +18,7 @@ from processors import Component, changed
 from processors.runner import Runner
 
 #: The most that a test waits for what should come at once.
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -61,13 +61,13 @@ ERROR = LogUnavailable("the disk is full")
 
 def test_result_drives_the_log_until_the_event_is_durable(app: FakeApp, receipt: Receipt) -> None:
     def deliver() -> None:
-        app.log.on_drive.wait(10)
+        app.log.on_drive.wait(30)
         receipt.delivered(2, 41)
 
     thread = threading.Thread(target=deliver)
     thread.start()
 
-    position = receipt.result(10)
+    position = receipt.result(30)
 
     thread.join()
     assert position == Position("log", {2: 41})
@@ -150,16 +150,16 @@ def test_many_tasks_of_several_loops_wait_for_one_receipt(receipt: Receipt) -> N
     async def wait() -> None:
         tasks = [asyncio.ensure_future(receipt) for _ in range(5)]
         await asyncio.sleep(0)  # each task is at its await now
-        ready.wait(10)
+        ready.wait(30)
         found.extend(await asyncio.gather(*tasks))
 
     threads = [threading.Thread(target=lambda: asyncio.run(wait())) for _ in range(2)]
     for thread in threads:
         thread.start()
-    ready.wait(10)
+    ready.wait(30)
     receipt.delivered(1, 3)
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
 
     assert found == [Position("log", {1: 3})] * 10
 

@@ -203,6 +203,6 @@ def test_threads_may_share_it(cache: ServeCache) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
     assert found == [ONE] * 200
