@@ -83,10 +83,12 @@ class Answering:
         )  # fmt: skip
         one.diff = diff
         one.live = run.given if self._has_hooks else None
+        one.excused += 1  # unless it counts, and then nobody asks
         try:
             if not self._send(lane, one, event, of=session):
                 return  # it runs again, behind those that were refused before it
         except EventTooLarge as error:
+            one.excused -= 1  # the update's own fault, each time that it runs
             self.raised(run, error)
             return
         session.index += 1

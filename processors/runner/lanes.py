@@ -222,8 +222,6 @@ class Lane:
         """Let requests wait again whose answers did not count, in their old order."""
         for one in refused:
             self.in_flight.pop(one.sequence, None)
-            if one.diff is not None:
-                one.excused += 1
             target = self.waiting if one.due_ms is None else self.delayed
             target[one.sequence] = one
         self.sort()

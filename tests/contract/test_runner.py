@@ -251,6 +251,27 @@ def test_a_result_that_is_no_change_is_a_failure_that_names_the_update(
     assert "k/odd" in body_of(closed[0])["traceback"]
 
 
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_an_answer_that_is_too_large_for_the_log_fails_after_its_attempts(
+    store: EventStore, run: Callable[..., Runner], attempts: int
+) -> None:
+    component = Component("large")
+    runs: list[int] = []
+
+    @component.update("k", retry=Retry(attempts=attempts, backoff_s=0.001))
+    def fill(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        runs.append(1)
+        # At last it fits: a runner that took no such run for an attempt would never end.
+        return {"text": "x" * (store.config.event_bytes_max if len(runs) < 10 else 1)}
+
+    closed = run(component).complete([store.app("large").request("i", "k/fill")], WAIT_S)
+
+    assert closed[0].event.kind == Kind.FAILURE
+    body = body_of(closed[0])
+    assert (body["type"], body["attempts"]) == ("EventTooLarge", attempts)
+    assert len(runs) == attempts
+
+
 def test_an_update_is_retried_by_its_policy_and_each_attempt_is_in_the_history(
     store: EventStore, run: Callable[..., Runner]
 ) -> None:
