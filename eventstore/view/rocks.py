@@ -11,7 +11,8 @@ Traps of rocksdict 0.3.29 that this file exists for, each with a test:
 - a database is let go of only when its last iterator is gone;
 - `WriteOptions.disable_wal` is a property, although its type stub says that it is a method;
 - a forked child that ends normally hangs in the destructor, or crashes in an exit handler: both
-  wait for threads that the child does not have.
+  wait for threads that the child does not have;
+- so does a database that is opened in such a child, when it is closed or its buffer is full.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from eventstore.errors import Closed, EventStoreError, ViewDamaged
+from eventstore.errors import Closed, ConfigError, EventStoreError, ViewDamaged
 from eventstore.lifetime import abandon_in_child
 from eventstore.view.base import Table, TableLocked, TableUnavailable, WriteBatch
 
@@ -93,6 +94,36 @@ class WriteBuffers:
         options.set_write_buffer_manager(self._manager)
 
 
+class _Threads:
+    """What is known of the threads that RocksDB starts once in a process, for all databases."""
+
+    def __init__(self) -> None:
+        self._are_started = self._are_lost = False
+
+    def refuse_without(self) -> None:
+        """Note that they are needed.
+
+        Raises:
+            ConfigError: this process was forked after they were started, so it has none.
+        """
+        if self._are_lost:
+            raise ConfigError(
+                "no view can be opened here: this process was forked after its parent had opened"
+                " one, and the threads of RocksDB do not survive that, so it would hang. Start"
+                ' processes with multiprocessing.get_context("spawn") or "forkserver", or fork'
+                " before anything is read. A process that only appends needs no view"
+            )
+        self._are_started = True
+
+    def after_fork_in_child(self) -> None:
+        self._are_lost = self._are_lost or self._are_started
+
+
+_threads: Final = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.after_fork_in_child)
+
+
 class RocksTable(Table):
     """A Table in a RocksDB database of its own. One object and one process have it open.
 
@@ -113,12 +144,14 @@ class RocksTable(Table):
         not on disk yet take up to 48 MB more, or what `write_buffers` allows.
 
         Raises:
+            ConfigError: this is a forked child of a process that had one open.
             TableLocked: it is open elsewhere.
             TableUnavailable: the machine does not let us; the rows are as they were.
             ViewDamaged: there is something else at `path`, or a database that cannot be read.
                 Nothing was changed.
         """
         self.path = path
+        _threads.refuse_without()
         self._write_options = WriteOptions()
         # The stub declares a method; calling it raises TypeError.
         self._write_options.disable_wal = True  # type: ignore[method-assign,assignment]

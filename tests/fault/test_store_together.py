@@ -190,6 +190,44 @@ store.close()
 """
 
 
+FORKS_AND_OPENS = """
+import os, sys
+from eventstore import ConfigError, EventStore
+
+with EventStore(sys.argv[1]) as store:
+    store.app("app").append("i", {"n": 1})
+    store.app("app").get("i")
+if os.fork() == 0:
+    with EventStore(sys.argv[1]) as store:
+        store.app("app").append("i", {"n": 2}).result()
+        try:
+            store.app("app").get("i")
+        except ConfigError as error:
+            print("refused", "spawn" in str(error), flush=True)
+    sys.exit(0)
+_, status = os.wait()
+assert status == 0, status
+with EventStore(sys.argv[1]) as store:
+    print("parent", store.app("app").get("i")["n"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_store_that_a_forked_child_opens_appends_and_refuses_to_open_a_view(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS_AND_OPENS, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stdout.split() == ["refused", "True", "parent", "2"], done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_is_refused_and_does_its_parent_no_harm(tmp_path: Path) -> None:
     done = subprocess.run(
