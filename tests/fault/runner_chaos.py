@@ -15,7 +15,6 @@ its instance. Nothing here is a test; test_runner_chaos.py and tests/soak are.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -32,6 +31,7 @@ from tests.fault.runner_processes import (
     Examined,
     RunnerChild,
     daemon_child,
+    examined,
     runner_child,
 )
 from tools.broker.broker import Cluster
@@ -67,7 +67,7 @@ POINTS = (
 
 @dataclass(frozen=True)
 class Order:
-    """How big a storm is, and what is broken in it."""
+    """How big a storm is."""
 
     requests: int
     kills: int
@@ -75,8 +75,6 @@ class Order:
     service_kills: int
     broker_kills: int = 0
     hand_over_s: float = HAND_OVER_S
-    patience_s: float = PATIENCE_S
-    module: str = "tests.fault.runner_component"
 
 
 @dataclass
@@ -109,7 +107,7 @@ class Storm:
         with ExitStack() as self._stack:
             self._lines: IO[str] = self._stack.enter_context(self.said.open("a"))
             self._watcher = self._stack.enter_context(
-                runner_child("watch", self.url, self.order.module, stderr=self._lines)
+                runner_child("watch", self.url, stderr=self._lines)
             )
             self._watcher.until(bool)  # before anybody asks for anything
             for name in SERVICES:
@@ -118,7 +116,7 @@ class Storm:
                 self._start_daemon()
             self._rage()
             self._calm_down()
-        return self._examine()
+        return examined(self.url, self.acknowledged)
 
     @property
     def tracebacks(self) -> int:
@@ -167,7 +165,7 @@ class Storm:
 
         What stands still is not told here: what is missing in the end is.
         """
-        end_s = time.monotonic() + self.order.patience_s
+        end_s = time.monotonic() + PATIENCE_S
         pause = threading.Event()
         while not condition() and time.monotonic() < end_s:
             pause.wait(0.02)
@@ -225,7 +223,6 @@ class Storm:
         child = daemon_child(
             self.url,
             *("--concurrency", "4"),
-            module=self.order.module,
             fault=fault,
             stderr=self._lines,
         )
@@ -278,16 +275,6 @@ class Storm:
             daemon.process.send_signal(signal.SIGTERM)
         for daemon in self._daemons:
             daemon.end()
-
-    def _examine(self) -> Examined:
-        """Examine in a process of its own, which may have the same fold as the daemons."""
-        with runner_child("examine", self.url, self.order.module) as child:
-            assert child.process.stdin is not None
-            child.process.stdin.write("".join(f"{token}\n" for token in self.acknowledged))
-            child.process.stdin.write("end\n")
-            child.process.stdin.flush()
-            child.end()
-            return Examined(*json.loads(child.lines[-1]))
 
 
 def kafka_environment(namespace: str) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """A process that runs updates of runner_component.py, or asks for them, until it is killed.
 
 python -m tests.fault.runner_child run URL             "shards 0 1 2" after each change of them
+python -m tests.fault.runner_child hold URL MODULE     the same, but it says "holds" before it
+                                                       appends, and waits for a line then
 python -m tests.fault.runner_child ask URL NAME FIRST  acknowledged: tokens NAME-FIRST, ...
-python -m tests.fault.runner_child watch URL MODULE    how many requests there are, and are closed
+python -m tests.fault.runner_child watch URL           how many requests there are, and are closed
 python -m tests.fault.runner_child examine URL MODULE  reads tokens until "end"; what is wrong
 
 `ask` reads numbers from stdin, and asks for the updates up to that number, not included; the
@@ -19,7 +21,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,9 +38,8 @@ KINDS = ("k/note", "k/note", "k/wait", "k/note", "k/call", "k/note", "k/wait", "
 #: Requests that are on their way at the same time.
 AT_ONCE = 50
 
-#: In the environment: requests are acknowledged when they are handed over, and written later.
+#: In the environment: requests are acknowledged when they are handed over, and never written.
 EARLY_VARIABLE = "FOLDLOG_TEST_ACKNOWLEDGE_EARLY"
-EARLY_S = 0.3
 
 
 def run(store: EventStore, arguments: list[str]) -> None:
@@ -49,6 +49,18 @@ def run(store: EventStore, arguments: list[str]) -> None:
     while not stopped.wait(0.05):
         pass
     runner.stop()
+
+
+def hold(store: EventStore, arguments: list[str]) -> None:
+    importlib.import_module(arguments[0])  # it may change the fold of this process
+
+    def wait(point: str) -> None:
+        if point == "processor.append.before":
+            print("holds", flush=True)
+            sys.stdin.readline()
+
+    testing.on_fault_point = wait
+    run(store, [])
 
 
 def tell(event: str, facts: dict[str, Any]) -> None:
@@ -99,7 +111,7 @@ def acknowledge_early() -> None:
 
     def hold_up(point: str) -> None:
         if point == "log.commit.before":
-            time.sleep(EARLY_S)  # the fault itself: the commit is late, so a kill comes between
+            threading.Event().wait()  # the fault itself: the kill comes first
 
     def settle_at_once(receipt: Receipt, timeout_s: float | None) -> None:
         return
@@ -109,7 +121,6 @@ def acknowledge_early() -> None:
 
 
 def watch(store: EventStore, arguments: list[str]) -> None:
-    importlib.import_module(arguments[0])  # it may change the fold of this process
     opened = closed = 0
 
     def count(folded: Sequence[Folded]) -> None:
@@ -129,7 +140,7 @@ def examine_all(store: EventStore, arguments: list[str]) -> None:
     print(json.dumps(examine(store, [line.strip() for line in lines])), flush=True)
 
 
-COMMANDS = {"run": run, "ask": ask, "watch": watch, "examine": examine_all}
+COMMANDS = {"run": run, "hold": hold, "ask": ask, "watch": watch, "examine": examine_all}
 
 if __name__ == "__main__":
     command, url, *rest = sys.argv[1:]

@@ -20,6 +20,7 @@ __all__ = [
     "RunnerChild",
     "daemon_child",
     "examine",
+    "examined",
     "runner_child",
     "token_of",
 ]
@@ -101,6 +102,18 @@ class Examined(NamedTuple):
             *(f"out of order: {text}" for text in self.disordered),
             *self.differences,
         ]
+
+
+def examined(
+    url: Path | str, acknowledged: Iterable[str], module: str = "tests.fault.runner_component"
+) -> Examined:
+    """Examine in a process of its own, which may have the same broken fold as the daemons."""
+    with runner_child("examine", url, module) as child:
+        assert child.process.stdin is not None
+        child.process.stdin.write("".join(f"{line}\n" for line in [*acknowledged, "end"]))
+        child.process.stdin.flush()
+        child.end()
+        return Examined(*json.loads(child.lines[-1]))
 
 
 def token_of(request: Entry) -> str:

@@ -7,21 +7,25 @@ rule that an answer counts once, or the durability of what was acknowledged.
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from eventstore import EventStore, Kind
+from eventstore.processing import Processing
+from tests.contract.logs import eventually
 from tests.fault.runner_chaos import KAFKA_HAND_OVER_S, Order, Storm, kafka_environment
 from tests.fault.runner_child import EARLY_VARIABLE
+from tests.fault.runner_component import component
+from tests.fault.runner_processes import daemon_child, examined, runner_child
 from tools.broker.broker import Cluster
 
 pytestmark = pytest.mark.timeout(600)
 
 SMALL = Order(requests=1_600, kills=4, zombies=1, service_kills=1)
-#: What is lost is waited for in vain.
-BROKEN = replace(SMALL, patience_s=5.0)
 
 
 def storm_in(folder: Path, order: Order) -> Storm:
@@ -58,23 +62,56 @@ def test_a_storm_on_kafka_loses_doubles_and_reorders_no_request(
     assert found.requests == found.applied == order.requests
 
 
-def test_without_the_rule_that_an_answer_counts_once_the_same_storm_doubles_requests(
-    tmp_path: Path,
+# --- the check, where the promise is broken -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "twice"),
+    [("tests.fault.runner_component", []), ("tests.fault.runner_without_once", ["held"])],
+)
+def test_what_a_zombie_answers_after_its_successor_is_twice_without_the_rule_once(
+    tmp_path: Path, module: str, twice: list[str]
 ) -> None:
-    storm = storm_in(tmp_path, replace(BROKEN, zombies=2, module="tests.fault.runner_without_once"))
+    url = tmp_path / "log"
+    with EventStore(url) as store:
+        app = store.app(component.name)
+        # Of the upper half of the shards, which the second process is given.
+        shard_of = Processing(app).shard_of
+        instance = next(name for name in map(str, itertools.count()) if shard_of(name) >= 8)
 
-    found = storm.run()
+        def answers() -> int:
+            app.get(instance, fresh=True)
+            return sum(entry.event.kind == Kind.DIFF for entry in app.history(instance))
 
-    assert found.twice
-    assert found.wrong != []
+        app.request(instance, "k/note", {"token": "held"}).result()
+        with runner_child("hold", url, module) as zombie:
+            zombie.until(lambda lines: "holds" in lines)
+            with daemon_child(url, module=module):
+                assert eventually(lambda: answers() == 1)
+                assert zombie.process.stdin is not None
+                zombie.process.stdin.write("go on\n")
+                zombie.process.stdin.flush()
+                assert eventually(lambda: answers() == 2)
+
+    found = examined(url, ["held"], module)
+    assert (found.twice, found.lost) == (twice, [])
 
 
-def test_with_requests_acknowledged_before_they_are_durable_the_same_storm_loses_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("early", [False, True])
+def test_of_requests_acknowledged_before_they_are_durable_a_kill_loses_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool
 ) -> None:
-    monkeypatch.setenv(EARLY_VARIABLE, "1")
-    storm = storm_in(tmp_path, replace(BROKEN, zombies=0, service_kills=3))
+    url = tmp_path / "log"
+    if early:
+        monkeypatch.setenv(EARLY_VARIABLE, "1")
+    with runner_child("ask", url, "north", 0) as service:
+        assert service.process.stdin is not None
+        service.process.stdin.write("5\n")
+        service.process.stdin.flush()
+        service.until(lambda lines: len(lines) == 5)
+        service.kill()
+    with daemon_child(url, "--once") as daemon:
+        daemon.end()
 
-    found = storm.run()
-
-    assert found.lost
+    found = examined(url, service.lines)
+    assert found.lost == (service.lines if early else [])
