@@ -7,6 +7,7 @@ warm view, a slot that the next one takes, queued writes that reach the log, a c
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -116,7 +117,11 @@ def test_a_restart_finds_its_view_warm(tmp_path: Path) -> None:
     assert len(slot_states(tmp_path / "views", "foldlog.app")) == 1
 
 
-def test_a_view_catches_up_with_what_came_while_it_was_closed_and_no_more(tmp_path: Path) -> None:
+def test_a_view_catches_up_with_what_came_while_it_was_closed_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Told at the end only, also where it takes longer than the machine should need.
+    monkeypatch.setattr("eventstore.follow._REPORT_INTERVAL_S", math.inf)
     with EventStore(tmp_path) as store:
         for _ in range(500):
             store.app("app").append("i", Diff().increment("n"))
