@@ -207,9 +207,13 @@ class LiveStates:
 
     @classmethod
     def share(cls, store: EventStore, component: Component) -> LiveStates:
-        """Return those that everybody in this process shares for a store and a component."""
+        """Return those that everybody in this process shares for a store and a component.
+
+        A component that was defined anew has its own: it may load its states in another way.
+        """
         with _sharing:
-            return _shared.setdefault(store, {}).setdefault(component.name, cls())
+            of_store = _shared.setdefault(store, weakref.WeakKeyDictionary())
+            return of_store.setdefault(component, cls())
 
     def given(self, component: Component, state: State) -> LiveState:
         """Return an instance's live state for one run of a handler.
@@ -293,7 +297,9 @@ class Handed:
 
 
 _sharing = threading.Lock()
-_shared: weakref.WeakKeyDictionary[EventStore, dict[str, LiveStates]] = weakref.WeakKeyDictionary()
+_shared: weakref.WeakKeyDictionary[EventStore, weakref.WeakKeyDictionary[Component, LiveStates]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _copied(value: Any) -> Any:

@@ -44,13 +44,19 @@ class InstanceUpdates:
         self._instance = instance
         self._worker = worker
         self._mutex = threading.Lock()
+        #: Those of former definitions of the component. They end by themselves, and what they run
+        #: is waited for at the end only: one of their updates may be what calls us.
+        self._formers: list[Runner] = []
         self._runner = self._share() if runs_here and component.updates else None
 
     def release(self) -> None:
         """Give the runner back: what runs is finished, the rest stays pending."""
         with self._mutex:
-            runner, self._runner = self._runner, None
-        if runner is not None:
+            runners, self._formers = self._formers, []
+            if self._runner is not None:
+                runners.append(self._runner)
+            self._runner = None
+        for runner in runners:
             runner.release()
 
     def _share(self) -> Runner:
@@ -64,7 +70,7 @@ class InstanceUpdates:
             if self._runner is not None and self._runner.has_ended:
                 # The component was defined anew: it is the new definition's runner from now on.
                 former, self._runner = self._runner, self._share()
-                former.release()
+                self._formers.append(former)
             return self._runner
 
     @contextmanager
@@ -106,7 +112,8 @@ class InstanceUpdates:
 
     def send(self, flow: Flow, not_before_ms: int | None = None) -> list[Receipt]:
         """Queue a call's updates, which may be discarded; the receipts say when that is durable."""
-        if self._runner is not None and self._runner.has_ended:
+        runner = self._runner
+        if runner is not None and runner.has_ended:
             self._own_runner()
         return self._processing.send(flow.requests(discardable=True, not_before_ms=not_before_ms))
 

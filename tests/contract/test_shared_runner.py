@@ -1,0 +1,90 @@
+"""What the instances of a component in one process have of the runner that they share.
+
+Which definition of the component it runs by, and where it runs the updates of each of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eventstore import EventStore
+from processors import Component, ComponentInstance
+
+WAIT_S = 60.0
+#: Less than a runner that ends waits for what it runs.
+CALL_S_MAX = 20.0
+
+
+@pytest.fixture
+def store(namespace: str) -> Iterator[EventStore]:
+    with EventStore("memory://", namespace=namespace) as opened:
+        yield opened
+
+
+def test_a_call_does_not_wait_for_an_update_of_the_former_definition(store: EventStore) -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    def defined(value: int) -> Component:
+        component = Component("Redefined")
+
+        @component.update("slow")
+        def slow(state: Any, props: Any) -> Any:
+            began.set()
+            assert may_end.wait(WAIT_S)
+            return {"slow": value}
+
+        @component.update("quick")
+        def quick(state: Any, props: Any) -> Any:
+            return {"quick": value}
+
+        return component
+
+    with defined(1)("mine", store=store) as former:
+        former.run("slow")
+        assert began.wait(WAIT_S)
+        with defined(2)("mine", store=store):
+            caller = threading.Thread(target=former.run, args=("quick",), daemon=True)
+            caller.start()
+            caller.join(CALL_S_MAX)
+            has_returned = not caller.is_alive()
+            may_end.set()
+            former.flush_update("quick", WAIT_S)
+
+            assert has_returned
+            assert former.read_state("quick") == 2
+
+
+def test_a_new_definition_makes_live_states_in_its_own_way(store: EventStore) -> None:
+    def defined(tag: str) -> Component:
+        component = Component("Loaded")
+
+        @component.load_state
+        def load(saved: dict[str, Any]) -> dict[str, Any]:
+            return {**saved, "tag": tag}
+
+        @component.save_state
+        def save(state: dict[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in state.items() if name != "tag"}
+
+        @component.serve("look")
+        def look(state: Any, props: Any) -> str:
+            return str(state["tag"])
+
+        @component.update("note")
+        def note(state: Any, props: Any) -> dict[str, Any]:
+            return {"seen": state["tag"]}
+
+        return component
+
+    def seen_by(instance: ComponentInstance) -> tuple[Any, Any]:
+        instance.run("note", flush_update=True)
+        return instance.run("look", ignore_cache=True), instance.read_state("seen")
+
+    with defined("former")("mine", store=store) as former:
+        assert seen_by(former) == ("former", "former")
+        with defined("new")("mine", store=store) as instance:
+            assert seen_by(instance) == ("new", "new")
