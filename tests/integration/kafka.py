@@ -195,15 +195,24 @@ class DeafProxy:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+        # Again and again: some may be about to be made just now.
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def _connected(
         self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter
     ) -> None:
-        from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self.target)
-        self._writers += (to_client, to_broker)
+        self._writers.append(to_client)
+        try:
+            from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:  # the broker is gone, and clients that are not closed yet look for it
+            to_client.close()
+            with contextlib.suppress(ConnectionError):
+                await to_client.wait_closed()
+            return
+        self._writers.append(to_broker)
         await asyncio.gather(self._pump(from_client, to_broker), self._pump(from_broker, to_client))
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
