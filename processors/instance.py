@@ -81,7 +81,8 @@ class ComponentInstance:
             instance_id: its name; a readable random one by default.
             init_state_params: arguments for `init_state`, for an instance that has not begun yet.
             logging_level: of the logger `processors`; None leaves it alone.
-            update_task_type: where sync updates of this process run: in a "thread" or "process".
+            update_task_type: where this process runs the instance's sync updates while it is
+                open: in a "thread" or in a "process".
             disable_update_task: run no updates here; they wait for a daemon or another process.
             redis_socket_timeout: taken for Motion's sake, without effect.
             config_path: taken for Motion's sake, without effect.

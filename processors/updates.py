@@ -57,12 +57,16 @@ class InstanceUpdates:
                 runners.append(self._runner)
             self._runner = None
         for runner in runners:
-            runner.release()
+            self._give_back(runner)
 
     def _share(self) -> Runner:
         runner = Runner.share(self._store, self._component, worker=self._worker)
         runner.run_in(self._instance, self._worker)
         return runner
+
+    def _give_back(self, runner: Runner) -> None:
+        runner.release()
+        runner.run_in_no_more(self._instance, self._worker)  # it may have run something until here
 
     def _own_runner(self) -> Runner | None:
         """Return the runner that this instance has a share in, if it has one."""
@@ -84,7 +88,7 @@ class InstanceUpdates:
         try:
             yield runner
         finally:
-            runner.release()
+            self._give_back(runner)
 
     @asynccontextmanager
     async def _alent_runner(self) -> AsyncIterator[Runner]:
@@ -98,7 +102,7 @@ class InstanceUpdates:
         try:
             yield runner
         finally:
-            await in_thread(self._store, runner.release)
+            await in_thread(self._store, self._give_back, runner)
 
     def running_here(self) -> dict[int, int]:
         """Return what this process runs of the instance now: sequence -> since when, epoch ms."""

@@ -333,8 +333,16 @@ class Runner:
         return self._board.is_stopping
 
     def run_in(self, instance: str, worker: Literal["thread", "process"]) -> None:
-        """Say where sync updates of an instance run here, unless they say it themselves."""
+        """Say where sync updates of an instance run here, unless they say it themselves.
+
+        It is so until `run_in_no_more`; what the instance has left pending then runs as the
+        runner's other updates do.
+        """
         self._handlers.run_in(instance, worker)
+
+    def run_in_no_more(self, instance: str, worker: Literal["thread", "process"]) -> None:
+        """Take back what was said by `run_in`."""
+        self._handlers.run_in_no_more(instance, worker)
 
     def error_of(self, instance: str, sequence: int) -> BaseException | None:
         """Return the exception with which a request failed in this process, if it did."""

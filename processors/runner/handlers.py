@@ -62,8 +62,9 @@ class Handlers:
         self._staleness = staleness
         self._live = live
         self._worker = worker
-        #: instance -> where its plain updates run; `worker` says it of all others.
-        self._worker_of: dict[str, Literal["thread", "process"]] = {}
+        #: instance -> where its plain updates run, as all of those say who have it open; `worker`
+        #: says it of the others. Changed under the board's lock.
+        self._workers_of: dict[str, tuple[Literal["thread", "process"], ...]] = {}
         self._take_turn = take_turn
         self._processes_max: Final = max(1, min(processes_max, os.cpu_count() or 1))
         #: How long each plain update took when it ran last.
@@ -82,21 +83,35 @@ class Handlers:
         """Run a handler and answer; True if the lane is somebody else's now."""
         run.one.runs += 1
         run.lane.run = run
-        if run.one.suspect or self.is_for_process(run.update, run.lane.instance):
-            return self._run_in_worker(run)
+        is_asked_for = self.is_for_process(run.update, run.lane.instance)
+        if run.one.suspect or is_asked_for:
+            return self._run_in_worker(run, is_asked_for=is_asked_for)
         return self._begin_async(run) if run.update.is_async else self._run_here(run)
 
     def run_in(self, instance: str, worker: Literal["thread", "process"]) -> None:
-        """Let the plain updates of an instance run there, unless they say it themselves."""
-        if worker == self._worker:
-            self._worker_of.pop(instance, None)
-        else:
-            self._worker_of[instance] = worker
+        """Let the plain updates of an instance run there, unless they say it themselves.
+
+        It counts until `run_in_no_more`. Where several speak for one instance, "process" wins.
+        """
+        with self._board.mutex:
+            self._workers_of[instance] = (*self._workers_of.get(instance, ()), worker)
+
+    def run_in_no_more(self, instance: str, worker: Literal["thread", "process"]) -> None:
+        """Take back what was said by `run_in`."""
+        with self._board.mutex:
+            left = list(self._workers_of[instance])
+            left.remove(worker)
+            if left:
+                self._workers_of[instance] = tuple(left)
+            else:
+                del self._workers_of[instance]
 
     def is_for_process(self, update: Update, instance: str) -> bool:
         """Whether an update of an instance runs in a spawned process."""
-        worker = update.worker or self._worker_of.get(instance, self._worker)
-        return not update.is_async and worker == "process"
+        if update.is_async:
+            return False
+        said = self._workers_of.get(instance, (self._worker,))
+        return "process" in said if update.worker is None else update.worker == "process"
 
     def _conclude(
         self, run: Run, result: object, error: BaseException | None, reason: str = "raised"
@@ -202,7 +217,7 @@ class Handlers:
 
     # --- in a spawned process ---------------------------------------------------------------------
 
-    def _run_in_worker(self, run: Run) -> bool:
+    def _run_in_worker(self, run: Run, *, is_asked_for: bool) -> bool:
         """Run an update in a spawned process; what cannot be found there runs here if it must."""
         with self._workers_mutex:
             if self._workers is None:
@@ -222,7 +237,7 @@ class Handlers:
             with self._board.held_up():
                 done = workers.run(task, run.calls)
         except NotImportable as error:
-            if not self.is_for_process(run.update, run.lane.instance):
+            if not is_asked_for:
                 # A suspect whose component no child can find, and which may end this process.
                 if answering.was_begun_enough(run):
                     answering.set_aside_crashed(run.lane, run.one)

@@ -5,6 +5,7 @@ Which definition of the component it runs by, and where it runs the updates of e
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from eventstore import EventStore
 from processors import Component, ComponentInstance
+from tests.fault import worker_handlers
 
 WAIT_S = 60.0
 #: Less than a runner that ends waits for what it runs.
@@ -88,3 +90,20 @@ def test_a_new_definition_makes_live_states_in_its_own_way(store: EventStore) ->
         assert seen_by(former) == ("former", "former")
         with defined("new")("mine", store=store) as instance:
             assert seen_by(instance) == ("new", "new")
+
+
+def test_who_has_closed_an_instance_has_no_say_where_its_updates_run(store: EventStore) -> None:
+    component = worker_handlers.component
+
+    def ran_here(instance: ComponentInstance) -> bool:
+        store.app(component.name).request("shared", "do/count", {"by": 1}).result()
+        instance.flush_update("do", WAIT_S)
+        return bool(instance.read_state("pid") == os.getpid())
+
+    with component("shared", store=store) as first:
+        assert ran_here(first)
+        with component("shared", store=store, update_task_type="process"):
+            with component("shared", store=store):
+                assert not ran_here(first)
+            assert not ran_here(first)
+        assert ran_here(first)
