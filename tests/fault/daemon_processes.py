@@ -18,7 +18,7 @@ __all__ = ["COMPONENT", "DaemonProcess", "wait_for"]
 
 ROOT = Path(__file__).parents[2]
 #: A new process imports the package and opens a view; other tests may use both cores meanwhile.
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 #: A component whose slow update runs until the file `go` is there, and says that it has begun.
 COMPONENT = """

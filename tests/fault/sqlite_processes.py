@@ -20,8 +20,8 @@ from tests.contract.logs import eventually, read_all
 from tests.fault.sqlite_child import APP
 
 ROOT = Path(__file__).parents[2]
-#: No process that ends by itself takes so long, beside whatever else the machine does.
-ENDS_S = 120.0
+#: Nothing that a process says or does takes so long, beside whatever else the machine does.
+PATIENCE_S = 120.0
 
 
 class Child:
@@ -69,16 +69,18 @@ class Child:
 
     def until(self, condition: Callable[[list[str]], bool]) -> None:
         """Wait until its lines fulfil a condition, or until nobody can say more."""
-        assert eventually(lambda: condition(self.lines) or not self._reader.is_alive())
+        assert eventually(lambda: condition(self.lines) or not self._reader.is_alive(), PATIENCE_S)
         assert condition(self.lines), f"{self.process.args!r} ended or said only {self.lines[-3:]}"
 
     def until_said_or_ended(self, count: int) -> None:
         """Wait until it has said so many lines, or all that it had to say."""
-        assert eventually(lambda: len(self.lines) >= count or not self._reader.is_alive())
+        assert eventually(
+            lambda: len(self.lines) >= count or not self._reader.is_alive(), PATIENCE_S
+        )
 
     def end(self) -> None:
         """Wait for its own end, and for the last of its lines."""
-        self.process.wait(ENDS_S)
+        self.process.wait(PATIENCE_S)
         self._reader.join()
 
     def kill(self) -> None:

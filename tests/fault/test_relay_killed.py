@@ -24,13 +24,11 @@ import pytest
 from eventstore import App, EventStore, Kind, Verdict
 from tests.contract.logs import eventually
 from tests.fault.relay_child import customer_of
-from tests.fault.sqlite_processes import Child
+from tests.fault.sqlite_processes import PATIENCE_S, Child
 
 pytestmark = pytest.mark.timeout(300)  # a dozen processes, one after the other
 
 DIFFS = 10_000
-#: How long the last relay may take for all that the others have left.
-PATIENCE_S = 120.0
 
 #: Where a process dies: each point of a relay, early in its life and later.
 POINTS = (
@@ -153,7 +151,8 @@ def test_a_relay_killed_between_request_and_cursor_neither_loses_nor_repeats_one
 
         with relay_child("relay", tmp_path):
             assert eventually(
-                lambda: store.app("digest").get("all", "count", default=0, fresh=True) == 1, 30
+                lambda: store.app("digest").get("all", "count", default=0, fresh=True) == 1,
+                PATIENCE_S,
             )
 
         assert [entry.verdict for entry in store.app("alerts").history("c-1")][:1] == [
