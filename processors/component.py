@@ -536,6 +536,8 @@ def _refuse_no_hook(what: str, argument: str, function: Callable[..., Any]) -> N
         raise ValueError(f"{what} {_name(function)}: it must be a plain function, which returns")
     try:
         inspect.signature(function).bind(None)
+    except ValueError:
+        return  # of a builtin, which may not say what it takes
     except TypeError:
         raise ValueError(
             f"{what} {_name(function)}: it is called with one argument, ({argument}), and takes"

@@ -416,6 +416,12 @@ def test_a_hook_that_cannot_be_called_is_refused(
         getattr(component, what)(function)
 
 
+def test_a_hook_may_be_a_builtin_that_does_not_say_what_it_takes(component: Component) -> None:
+    component.load_state(vars)
+
+    assert component.load_function is vars
+
+
 def test_a_hook_may_have_further_parameters_with_defaults(component: Component) -> None:
     def load(saved: dict[str, Any], path: str = "model.bin") -> dict[str, Any]:
         return saved
