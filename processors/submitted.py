@@ -226,8 +226,11 @@ class Submitted:
 
         A first run has such an event only where somebody else may have begun the request before.
         """
-        head = self._processing.head(self.instance)
-        end = answer.sequence if answer is not None else 0 if head is None else head.sequence
+        if answer is not None:
+            end = answer.sequence
+        else:
+            head = self._processing.head(self.instance)
+            end = 0 if head is None else head.sequence
         rows = self._processing.app.history(
             self.instance,
             start=max(self.sequence + 1, end - _ATTEMPT_ROWS_MAX),
@@ -257,6 +260,7 @@ class Submission:
 
         Raises:
             ReadTimeout: one is still open.
+            RuntimeError: this is the code of an async update, which should await it instead.
         """
         return [update.wait(timeout_s) for update in self.updates]
 
