@@ -40,6 +40,10 @@ _SESSION_TIMEOUT_MS = 6_000
 #: How often the offsets are committed, at most, and only when they have changed.
 _COMMIT_INTERVAL_S = 1.0
 
+#: How long `close` waits for the answer to the last commit. A broker takes milliseconds; one that
+#: needs longer than this will not hear either that the group is left.
+_LAST_COMMIT_S = 5.0
+
 
 class GroupOwnership(Ownership):
     """A member of the group, with a thread of its own, from now until `close`."""
@@ -61,7 +65,9 @@ class GroupOwnership(Ownership):
         self._wanted: dict[int, int] = {}
         self._committed: dict[int, int] = {}
         self._commit_at_s = 0.0
+        self._commits_open = 0
         self._closing = threading.Event()
+        self._left = threading.Event()
         options: dict[str, Any] = {
             **client_options(address),
             "group.id": group,
@@ -76,8 +82,12 @@ class GroupOwnership(Ownership):
             # Partitions are paused before anything is fetched; where they stand is of no meaning.
             "auto.offset.reset": "latest",
         }
-        self._consumer = build(Consumer, options, address)
-        self._thread = threading.Thread(target=self._run, name=f"owner-{group}", daemon=True)
+        consumer: Consumer = build(Consumer, options, address)
+        #: For `clients`; the thread has its own reference, and frees the client with it.
+        self._consumer: Consumer | None = consumer
+        self._thread = threading.Thread(
+            target=self._run, args=(consumer,), name=f"owner-{group}", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -89,10 +99,21 @@ class GroupOwnership(Ownership):
         """Leave the group, so that another member has the shards at once."""
         self._closing.set()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._left.wait()
 
-    def _run(self) -> None:
-        self._consumer.subscribe(
+    def _run(self, consumer: Consumer) -> None:
+        try:
+            self._live(consumer)
+            self._leave(consumer)
+        finally:
+            self._consumer = None
+            try:
+                self._set(frozenset())
+            finally:
+                self._left.set()
+
+    def _live(self, consumer: Consumer) -> None:
+        consumer.subscribe(
             [self._topic.name],
             on_assign=self._gained,
             on_revoke=self._gave_back,
@@ -100,20 +121,36 @@ class GroupOwnership(Ownership):
         )
         while not self._closing.is_set():
             # Only rebalances come here, and errors that the client deals with: nothing is read.
-            try:
-                self._consumer.poll(_POLL_S)
-            except Exception:  # of `changed`, which is not ours; the membership goes on
-                logger.exception(
-                    "the owner of %s failed to take a change of its shards", self._topic.name
-                )
-            if time.monotonic() >= self._commit_at_s:
-                self._commit()
-        self._commit()
+            self._poll(consumer)
+            if not self._commits_open and time.monotonic() >= self._commit_at_s:
+                self._commit(consumer)
+
+    def _poll(self, consumer: Consumer) -> None:
         try:
-            self._consumer.close()  # what was committed is on its way before the group is left
+            consumer.poll(_POLL_S)
+        except Exception:  # of `changed`, which is not ours; the membership goes on
+            logger.exception(
+                "the owner of %s failed to take a change of its shards", self._topic.name
+            )
+
+    def _leave(self, consumer: Consumer) -> None:
+        """Commit a last time, and leave the group, so that others have the shards at once.
+
+        A client would not leave before each commit is answered, and that can be never where a
+        broker has fallen silent (librdkafka 2.16). Such a client is left to be freed, which takes
+        it some seconds, and the group misses it after the session timeout, as it would anyway.
+        (tests/integration/test_kafka_progress.py)
+        """
+        self._commit(consumer)
+        deadline = time.monotonic() + _LAST_COMMIT_S
+        while self._commits_open:
+            if time.monotonic() > deadline:
+                return
+            self._poll(consumer)
+        try:
+            consumer.close()
         except Exception:
             logger.exception("the owner of %s failed as it gave its shards back", self._topic.name)
-        self._set(frozenset())
 
     def _gained(self, consumer: Consumer, places: Sequence[Place]) -> None:
         # From the end, so that not even the client asks for the committed offsets.
@@ -147,7 +184,7 @@ class GroupOwnership(Ownership):
             self._shards = shards
             self._changed(shards)
 
-    def _commit(self) -> None:
+    def _commit(self, consumer: Consumer) -> None:
         """Commit how far the work is, where that has changed; neither waits nor fails.
 
         What is not taken (in the middle of a rebalance, say) is tried again a moment later.
@@ -164,13 +201,15 @@ class GroupOwnership(Ownership):
             }
             if new:
                 places = [Place(self._topic.name, *item) for item in new.items()]
-                self._consumer.commit(offsets=places, asynchronous=True)
+                consumer.commit(offsets=places, asynchronous=True)
+                self._commits_open += 1
                 self._committed |= new
         except Exception:  # a closed view, say: a lag that is not shown is no reason to stop
             logger.debug("no progress of %s is shown", self._topic.name, exc_info=True)
 
     def _was_committed(self, error: KafkaError | None, places: Sequence[Place]) -> None:
-        """Take note of what was not; called by `poll` and `close`."""
+        """Take note of an answer; called by `poll`."""
+        self._commits_open -= 1
         for place in places:
             if error is not None or place.error is not None:
                 said = error or place.error
@@ -179,4 +218,4 @@ class GroupOwnership(Ownership):
 
     def clients(self) -> list[object]:
         """Return what must not be touched, nor freed, in a forked child."""
-        return [self._consumer]
+        return [self._consumer] if self._consumer is not None else []

@@ -185,8 +185,8 @@ class Lane:
     def first_open(self) -> Waiting | None:
         """Return the first request, in log order, of which no answer counts yet."""
         found = next(iter(self.waiting.values()), None)
-        for others in (self.delayed.values(), self.in_flight.values(), self.refused):
-            for one in others:
+        if self.delayed or self.in_flight or self.refused:
+            for one in (*self.delayed.values(), *self.in_flight.values(), *self.refused):
                 if found is None or one.sequence < found.sequence:
                     found = one
         return found

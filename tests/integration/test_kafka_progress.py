@@ -6,6 +6,7 @@ runners on a real broker; what an administrator reads of the group, and what he 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import threading
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ import pytest
 from eventstore import EventStore
 from eventstore.config import Config
 from eventstore.log import kafka_owner
+from eventstore.log.kafka import KafkaLog
 from processors.component import Component
 from processors.runner import Runner
 from tests.contract.logs import eventually
+from tests.integration.kafka import made
 from tests.integration.kafka_group import Group
+from tools.broker.broker import Cluster
 
 WAIT_S = 60.0
 
@@ -169,3 +173,26 @@ def test_what_is_committed_decides_nothing(work: Work) -> None:
     assert work.app.get("u-1", fresh=True) == {"n": 3}
     assert eventually(lambda: work.committed == work.ends, WAIT_S), "and it is put right"
     runner.stop()
+
+
+def test_a_broker_that_falls_silent_holds_nobody_up_who_leaves(
+    kafka_brokers: type[Cluster], namespace: str
+) -> None:
+    offsets = {0: 1, 1: 1}
+    with (
+        kafka_brokers(1) as cluster,
+        contextlib.closing(KafkaLog(cluster.url, Config.load({}, namespace=namespace))) as log,
+    ):
+        topic = made(log, f"{namespace}.cart")
+        ownership = log.own(topic, "cart", lambda shards: None, lambda: dict(offsets))
+        assert eventually(lambda: len(ownership.shards) == topic.partitions, WAIT_S)
+
+        cluster.pause()
+        offsets |= {0: 2, 1: 2}
+        leaving = threading.Thread(target=ownership.close, daemon=True)
+        leaving.start()
+        leaving.join(WAIT_S)
+
+        assert not leaving.is_alive(), "a commit that is never answered is not waited for"
+        assert ownership.shards == frozenset()
+        cluster.resume()
