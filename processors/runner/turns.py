@@ -256,28 +256,40 @@ class Turns:
             if lane.is_broken or (one.parts and lane.in_flight):
                 return None
         if one.parts:
-            self._live.forget(lane.instance)
-            session = self.new_session(lane.instance)
-            accepted = self._processing.parts(lane.instance, one.sequence)
-            if accepted and accepted[0].event.guard is not None:
-                # It starts where its first run started, so that it comes by the same effects.
-                session.base = accepted[0].event.guard.base
-                session.state = self._processing.state_at(lane.instance, session.base)
+            session = self._session_of_parts(lane, one)
         elif session is None or (renew and not lane.in_flight):
             session = self.new_session(lane.instance)
         elif lane.foreign_version > session.base or (renew and lane.folded_version > session.base):
-            # What counts already is read anew, with what others wrote; the rest is put on top. So
-            # an update sees what was written before it was requested: a trigger's, the change.
-            with self._board.mutex:
-                version = lane.folded_version
-                diffs = [ours.diff for ours in lane.in_flight.values() if ours.diff is not None]
-            state = self._processing.state_at(lane.instance, version)
-            session.base, session.state = version, state.after(*diffs)
+            self._read_anew(lane, session)
         with self._board.mutex:
             if lane.is_broken or lane.session is not found:
                 return None
             lane.session, lane.chain = session, session.chain
         return session
+
+    def _session_of_parts(self, lane: Lane, one: Waiting) -> Session:
+        """Begin a row of answers where the first run of a request with checkpoints began.
+
+        So it comes by the same effects.
+        """
+        self._live.forget(lane.instance)
+        session = self.new_session(lane.instance)
+        accepted = self._processing.parts(lane.instance, one.sequence)
+        if accepted and accepted[0].event.guard is not None:
+            session.base = accepted[0].event.guard.base
+            session.state = self._processing.state_at(lane.instance, session.base)
+        return session
+
+    def _read_anew(self, lane: Lane, session: Session) -> None:
+        """Read anew what counts already, with what others wrote, and put the rest on top.
+
+        So an update sees what was written before it was requested: a trigger's, the change.
+        """
+        with self._board.mutex:
+            version = lane.folded_version
+            diffs = [ours.diff for ours in lane.in_flight.values() if ours.diff is not None]
+        state = self._processing.state_at(lane.instance, version)
+        session.base, session.state = version, state.after(*diffs)
 
     def new_session(self, instance: str) -> Session:
         """Begin a row of answers on the newest state that the view has."""
