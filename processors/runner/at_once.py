@@ -97,16 +97,16 @@ class AtOnce:
         self._refusals[update.name] = refusals
         self._usual_runs[update.name] = min(2 ** min(refusals, 30) - 1, _USUAL_RUNS_MAX)
 
-    def run(self, lane: Lane, update: Update, request: Event) -> Done | None:
+    def run(self, lane: Lane, update: Update, request: Event, offset_next: int) -> Done | None:
         """Run an update in a lane that was taken and is at rest; None with nothing written.
+
+        `offset_next` is the first offset of the partition of which the lane may not know.
 
         Raises:
             As for `Receipt.entry`.
         """
         if self._runs_as_usual(update):
             return None
-        # Before the state: what comes between the two is seen as newer, never overlooked.
-        offset_next = self._processing.offset_next(lane.instance)
         head = self._processing.head(lane.instance)
         if head is None or not self._turns.has_begun(lane):
             return None

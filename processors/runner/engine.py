@@ -418,6 +418,8 @@ class Runner:
         if not is_ours or not self._at_once.is_for(update, instance):
             return None
         board = self._board
+        # Before the lane, which knows of all that is folded so far; the rest is seen as newer.
+        offset_next = self.processing.offset_next(instance)
         with HeldBack():  # or the lane would be taken for ever
             with board.mutex:
                 lane = None if board.is_stopping else self._lane(instance)
@@ -428,7 +430,7 @@ class Runner:
                     return None
                 board.take(lane)
             try:
-                done = self._at_once.run(lane, update, request)
+                done = self._at_once.run(lane, update, request, offset_next)
             finally:
                 board.let_go(lane)
         if done is None:

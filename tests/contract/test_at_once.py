@@ -710,6 +710,25 @@ def test_updates_of_instances_that_others_run_are_waited_for(
     assert runner.snapshot().applied > 0
 
 
+def test_a_request_that_is_folded_in_the_moment_before_an_update_runs_at_once_runs_before_it(
+    instance: ComponentInstance, store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm(instance, "note")
+    found = Processing.offset_next
+
+    def let_another_come_first(processing: Processing, name: str) -> int:
+        monkeypatch.setattr(Processing, "offset_next", found)
+        store.app("counter").request("i", "note/note", {"what": "first"}).entry()
+        return found(processing, name)
+
+    monkeypatch.setattr(Processing, "offset_next", let_another_come_first)
+
+    instance.run("note", {"what": "second"}, flush_update=True)
+
+    assert instance.read_state("log")[-2:] == ["first", "second"]
+    assert {verdict for _, verdict in verdicts(store)} == {Verdict.ACCEPTED.name}
+
+
 @pytest.mark.parametrize("flush", [True, False])
 def test_threads_that_run_one_instance_at_the_same_time_each_count_once(
     instance: ComponentInstance, store: EventStore, meanwhile: Meanwhile, flush: bool
