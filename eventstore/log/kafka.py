@@ -509,7 +509,8 @@ class _Stream:
             for partition, end in ends.items()
             if end is not None and offsets.get(partition, end) < end
         }
-        self._ends.update(unsent)
+        for partition, end in unsent.items():
+            self._ends[partition] = max(end, self._ends.get(partition, 0))
         return bool(unsent)
 
     def check_identity(self) -> None:

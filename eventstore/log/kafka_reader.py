@@ -279,6 +279,7 @@ class Reader:
         with self._alone():
             self._refuse_when_closed()
             stuck, self._consumer = self._consumer, build(Consumer, self._options, self._address)
+            self._given_up.append(stuck)
             self._built_at = time.monotonic()
             self._consumer.incremental_assign(
                 [
@@ -286,13 +287,17 @@ class Reader:
                     for partition, cursor in self._cursors.items()
                 ]
             )
-            self._given_up.append(stuck)
-        threading.Thread(target=self._close_given_up, args=(stuck,), daemon=True).start()
+        closing = threading.Thread(
+            target=self._close_given_up, args=(stuck,), name="kafka-given-up", daemon=True
+        )
+        closing.start()
 
     def _close_given_up(self, stuck: Consumer) -> None:
-        stuck.close()
-        with self._state:
-            self._given_up.remove(stuck)
+        try:
+            stuck.close()
+        finally:
+            with self._state:
+                self._given_up.remove(stuck)
 
     def _forget(self, partition: int) -> None:
         """Drop a partition; nobody polls now, or the caller is the one who did."""
