@@ -31,10 +31,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
-from eventstore import Discard
+from eventstore import Discard, values
 from processors.graph import GraphFormat, graph_data, graph_of
 from processors.policy import DiscardPolicy, Retry, discard_of
 from processors.properties import Params
+from processors.source import source_of
 
 if TYPE_CHECKING:
     from processors.instance import ComponentInstance
@@ -113,6 +114,7 @@ class Serve:
     function: Callable[..., Any]
     is_async: bool  #: a coroutine function or an async generator function
     is_generator: bool  #: a generator function or an async generator function
+    version: str  #: changes with the function's source; "" where no results are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +262,10 @@ class Component:
                         f"serve {_name(function)}: component {self.name} answers {key!r} with"
                         f" {_name(self.serves[key].function)} already; a key has one serve"
                     )
+            version = values.digest(source_of(function)) if self.cache_ttl > 0 else ""
             for key in names:
                 self.serves[key] = Serve(
-                    key, function, _is_async(function), _is_generator(function)
+                    key, function, _is_async(function), _is_generator(function), version
                 )
             return function
 

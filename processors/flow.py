@@ -156,7 +156,7 @@ class Flow:
         # A log that was made anew or repaired, and an instance that was reset, begin without.
         life = [processing.identity, state.generation, 0 if head is None else head.floor]
         names = [processing.name, place.instance, self.key, props]
-        kinds = [self.serve.is_generator, place.component.cache_depends_on_state]
+        kinds = [self.serve.version, place.component.cache_depends_on_state]
         return values.digest([*life, *names, *kinds]).encode()
 
     def _marks(self) -> bytes:

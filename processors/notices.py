@@ -7,15 +7,11 @@ next takes the notice away. Nothing is decided by notices: they are for `process
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
-import inspect
 import logging
 import os
 import socket
-import sys
-import textwrap
 import threading
 import time
 import uuid
@@ -23,13 +19,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import orjson
 
 from eventstore.lifetime import abandon_in_child
 from eventstore.locks import FileLock
+from processors.source import source_of
 
 if TYPE_CHECKING:
     from eventstore import EventStore
@@ -408,25 +404,5 @@ def code_digest(update: Update) -> str:
             update.trigger.own_answers,
         ),
     )  # fmt: skip
-    text = f"{policies!r}\n{_code_text(update.function)}"
+    text = f"{policies!r}\n{source_of(update.function)}"
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
-
-
-def _code_text(function: Any) -> str:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        # No source: one made at run time, say. Byte code is of one version of Python.
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        if code is None:
-            return f"{type(function).__module__}.{type(function).__qualname__}"
-        return f"{sys.version_info[:2]} {_byte_code(code)}"
-    return ast.unparse(tree)
-
-
-def _byte_code(code: CodeType) -> str:
-    constants = [
-        _byte_code(constant) if isinstance(constant, CodeType) else repr(constant)
-        for constant in code.co_consts
-    ]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"

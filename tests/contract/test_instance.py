@@ -734,6 +734,22 @@ def test_the_processes_of_a_machine_share_the_cache(tmp_path: Path, namespace: s
     assert counted.calls == 1
 
 
+def test_a_serve_that_was_written_anew_does_not_answer_with_what_the_former_one_said(
+    store: EventStore,
+) -> None:
+    answers = []
+
+    for source in ("return 'Hello'", "return  'Hello'  # the same", "return 'Good day'"):
+        component = Component("Greeter", cache_ttl=600)
+        names: dict[str, Any] = {}
+        exec(f"def greet(state, props):\n    {source}", names)
+        component.serve("greet")(names["greet"])
+        with component("mine", store=store) as instance:
+            answers.append(instance.run("greet"))
+
+    assert answers == ["Hello", "Hello", "Good day"]
+
+
 # --- generators ----------------------------------------------------------------------------------
 
 

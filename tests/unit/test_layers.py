@@ -65,6 +65,7 @@ LAYERS = (
         "processors.logs",
         "processors.policy",
         "processors.properties",
+        "processors.source",
         "processors.text",
     ),
     ("eventstore.__main__", "eventstore.cli", "eventstore.inspector"),

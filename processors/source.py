@@ -1,0 +1,40 @@
+"""What a function is, as text: so that two versions of it can be told apart."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from types import CodeType
+from typing import Any
+
+__all__ = ["source_of"]
+
+
+def source_of(function: Any) -> str:
+    """Return a function as it is written; the same text in every process that has this version.
+
+    Comments and layout do not count; what the function calls does not either.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        # No source: one made at run time, say. Byte code is of one version of Python.
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        if code is None:
+            return f"{type(function).__module__}.{type(function).__qualname__}"
+        return f"{sys.version_info[:2]} {_byte_code(code)}"
+    return ast.unparse(tree)
+
+
+def _byte_code(code: CodeType) -> str:
+    return f"{code.co_code.hex()} {code.co_names} {[_constant(one) for one in code.co_consts]}"
+
+
+def _constant(constant: object) -> str:
+    if isinstance(constant, CodeType):
+        return _byte_code(constant)
+    if isinstance(constant, frozenset):  # whose order is another one in each process
+        return f"frozenset {sorted(map(repr, constant))}"
+    return repr(constant)
