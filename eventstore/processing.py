@@ -249,6 +249,24 @@ class Processing:
 
         return self._channel.steadily(read)
 
+    def newest(
+        self, instance: str, *, after: int = -1, count_max: int | None = None
+    ) -> Iterator[Entry]:
+        """Yield an instance's folded events, the newest first.
+
+        Args:
+            instance: of the app.
+            after: the sequence of the event before the last one that is of interest.
+            count_max: at most so many are looked at; None for all.
+        """
+        head = self.head(instance)
+        newest = -1 if head is None else head.sequence - 1
+        oldest = after + 1 if count_max is None else max(after, newest - count_max) + 1
+        for sequence in range(newest, oldest - 1, -1):
+            entry = self.entry(instance, sequence)
+            if entry is not None:
+                yield entry
+
     def offset_of(self, instance: str, sequence: int) -> int | None:
         """Return where an event stands in its partition; None where the view cannot say it now.
 

@@ -5,8 +5,8 @@ whomever they are sent: a new request that repeats the failed one, or a note tha
 Both are the first number of a source named after the failed request, so whether a failure is
 still open is one look at the view. No update runs here, and nothing is decided by itself.
 
-An app is given as a program has it, `store.app("Mail")`: then with everything acknowledged by now.
-Who asks often gives a Processing, and catches up with the log himself.
+An app is given as a program has it, `store.app("Mail")`: then everything that was acknowledged
+before the call counts. Who asks often gives a Processing, and catches up with the log first.
 """
 
 from __future__ import annotations
@@ -45,13 +45,12 @@ def open_failures(app: App | Processing, instance: str | None = None) -> Iterato
 
     Lazily, each instance's in log order.
     """
-    processing = _processing_of(app)
-    for failure in processing.app.failures(instance):
-        if is_open(processing, failure):
-            yield failure
+    processing = _caught_up(app)
+    failures = processing.app.failures(instance)
+    return (failure for failure in failures if is_open(processing, failure))
 
 
-def _processing_of(app: App | Processing) -> Processing:
+def _caught_up(app: App | Processing) -> Processing:
     if isinstance(app, Processing):
         return app
     processing = Processing(app)
@@ -74,7 +73,7 @@ def retry_failure(app: App | Processing, failure: Entry, *, actor: str | None = 
         LookupError: somebody has discarded the failure, or its request cannot be found.
         EventTooLarge, LogUnavailable, ReadTimeout: see errors.py.
     """
-    processing = _processing_of(app)
+    processing = _caught_up(app)
     cause = cause_of(failure)
     request = processing.entry(failure.instance, cause)
     if request is None or request.event.request is None:
@@ -105,7 +104,7 @@ def discard_failure(app: App | Processing, failure: Entry, *, actor: str | None 
     Raises:
         LogUnavailable, ReadTimeout: see errors.py.
     """
-    processing = _processing_of(app)
+    processing = _caught_up(app)
     cause = cause_of(failure)
     event = Event(
         Kind.NOTE,
@@ -130,7 +129,7 @@ def discard_request(
         LookupError: no such request waits.
         LogUnavailable, ReadTimeout: see errors.py.
     """
-    processing = _processing_of(app)
+    processing = _caught_up(app)
     row = processing.request(instance, sequence)
     if row is None:
         raise LookupError(f"no request {sequence} of {processing.name}/{instance} waits")

@@ -197,13 +197,12 @@ class Answering:
 
     def _crashes(self, lane: Lane, one: Waiting) -> int:
         """Count in the history the runs that ended with the process made for them."""
-        head = self._processing.head(lane.instance)
         count = 0
-        for sequence in range(one.sequence + 1, 0 if head is None else head.sequence):
-            entry = self._processing.entry(lane.instance, sequence)
-            if entry is None or entry.event.kind != Kind.ATTEMPT or entry.event.answer is None:
+        for entry in self._processing.newest(lane.instance, after=one.sequence):
+            answer = entry.event.answer
+            if entry.event.kind != Kind.ATTEMPT or answer is None or answer.cause != one.sequence:
                 continue
-            if entry.event.answer.cause == one.sequence and entry.verdict == Verdict.ACCEPTED:
+            if entry.verdict == Verdict.ACCEPTED:
                 count += orjson.loads(entry.event.body).get("why") == "crashed"
         return count
 
@@ -224,13 +223,12 @@ class Answering:
         self.fail(lane, one, "rejected", f"{one.rejection}: {reason}" if reason else one.rejection)
 
     def _rejected_because(self, lane: Lane, one: Waiting) -> str:
-        head = self._processing.head(lane.instance)
-        newest = 0 if head is None else head.sequence - 1
-        for sequence in range(newest, max(one.sequence, newest - _LOOK_BACK_EVENTS), -1):
-            entry = self._processing.entry(lane.instance, sequence)
-            if entry is None or entry.verdict != Verdict.REJECTED:
-                continue
-            if entry.event.answer is not None and entry.event.answer.cause == one.sequence:
+        for entry in self._processing.newest(
+            lane.instance, after=one.sequence, count_max=_LOOK_BACK_EVENTS
+        ):
+            answer = entry.event.answer
+            is_of_it = answer is not None and answer.cause == one.sequence
+            if is_of_it and entry.verdict == Verdict.REJECTED:
                 return entry.reason
         return ""
 

@@ -80,12 +80,8 @@ class Staleness:
 
     def _gave_up_last(self, instance: str, name: str) -> bool:
         """Ask the history what became of the last update of this name that ran."""
-        head = self._processing.head(instance)
-        if head is None:
-            return False
-        for sequence in range(head.sequence - 1, max(-1, head.sequence - _LOOK_BACK_EVENTS), -1):
-            entry = self._processing.entry(instance, sequence)
-            if entry is None or entry.verdict != Verdict.ACCEPTED or entry.event.name != name:
+        for entry in self._processing.newest(instance, count_max=_LOOK_BACK_EVENTS):
+            if entry.verdict != Verdict.ACCEPTED or entry.event.name != name:
                 continue
             answer = entry.event.answer
             if entry.event.kind == Kind.DISCARD:
