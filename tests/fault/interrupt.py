@@ -8,6 +8,7 @@ Python raises KeyboardInterrupt when a call begins or has returned and when a lo
 from __future__ import annotations
 
 import dis
+import gc
 import signal
 import sys
 import threading
@@ -46,12 +47,14 @@ class Interrupt:
     def during(self, call: Callable[[], object]) -> None:
         # A shell that runs the tests in the background lets them ignore the signal.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.disable()  # in what it frees, Python would only print what is raised
         try:
             with _each_step(self):
                 call()
         except KeyboardInterrupt:
             assert self.came_at, "an interrupt that is not ours"
         finally:
+            gc.enable()
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
             signal.signal(signal.SIGINT, handler)
 
