@@ -67,7 +67,7 @@ POINTS = (
 
 @dataclass(frozen=True)
 class Order:
-    """How big a storm is."""
+    """How big a storm is, and what is broken in it."""
 
     requests: int
     kills: int
@@ -75,6 +75,8 @@ class Order:
     service_kills: int
     broker_kills: int = 0
     hand_over_s: float = HAND_OVER_S
+    patience_s: float = PATIENCE_S
+    module: str = "tests.fault.runner_component"
 
 
 @dataclass
@@ -107,7 +109,7 @@ class Storm:
         with ExitStack() as self._stack:
             self._lines: IO[str] = self._stack.enter_context(self.said.open("a"))
             self._watcher = self._stack.enter_context(
-                runner_child("watch", self.url, stderr=self._lines)
+                runner_child("watch", self.url, self.order.module, stderr=self._lines)
             )
             self._watcher.until(bool)  # before anybody asks for anything
             for name in SERVICES:
@@ -116,7 +118,7 @@ class Storm:
                 self._start_daemon()
             self._rage()
             self._calm_down()
-        return examined(self.url, self.acknowledged)
+        return examined(self.url, self.acknowledged, self.order.module)
 
     @property
     def tracebacks(self) -> int:
@@ -165,7 +167,7 @@ class Storm:
 
         What stands still is not told here: what is missing in the end is.
         """
-        end_s = time.monotonic() + PATIENCE_S
+        end_s = time.monotonic() + self.order.patience_s
         pause = threading.Event()
         while not condition() and time.monotonic() < end_s:
             pause.wait(0.02)
@@ -223,6 +225,7 @@ class Storm:
         child = daemon_child(
             self.url,
             *("--concurrency", "4"),
+            module=self.order.module,
             fault=fault,
             stderr=self._lines,
         )

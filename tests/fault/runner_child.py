@@ -4,7 +4,7 @@ python -m tests.fault.runner_child run URL             "shards 0 1 2" after each
 python -m tests.fault.runner_child hold URL MODULE     the same, but it says "holds" before it
                                                        appends, and waits for a line then
 python -m tests.fault.runner_child ask URL NAME FIRST  acknowledged: tokens NAME-FIRST, ...
-python -m tests.fault.runner_child watch URL           how many requests there are, and are closed
+python -m tests.fault.runner_child watch URL MODULE    how many requests there are, and are closed
 python -m tests.fault.runner_child examine URL MODULE  reads tokens until "end"; what is wrong
 
 `ask` reads numbers from stdin, and asks for the updates up to that number, not included; the
@@ -121,6 +121,7 @@ def acknowledge_early() -> None:
 
 
 def watch(store: EventStore, arguments: list[str]) -> None:
+    importlib.import_module(arguments[0])  # it may change the fold of this process
     opened = closed = 0
 
     def count(folded: Sequence[Folded]) -> None:

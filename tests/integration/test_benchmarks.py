@@ -18,6 +18,9 @@ from benchmarks.peer import PeerMissing
 from benchmarks.processing import processor_works
 from benchmarks.works import Place, works
 
+#: Each slice collects the garbage of the whole process, which may have run all other tests.
+pytestmark = pytest.mark.timeout(300)
+
 NOWHERE = Place(Path(), kafka_address="nowhere")
 TITLES = [work.title for work in works(NOWHERE)]
 PROCESSOR_TITLES = [work.title for work in processor_works(NOWHERE)]
