@@ -20,7 +20,10 @@ from typing import Any
 
 import eventstore
 
-__all__ = ["PLACES_MAX", "Interrupt"]
+__all__ = ["DEADLINE_S", "PLACES_MAX", "Interrupt"]
+
+#: How long one call after an interrupt may take.
+DEADLINE_S = 30.0
 
 #: Far above what one call has.
 PLACES_MAX = 5_000
@@ -45,8 +48,7 @@ class Interrupt:
         self.came_at = ""
 
     def during(self, call: Callable[[], object]) -> None:
-        # A shell that runs the tests in the background lets them ignore the signal.
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         gc.disable()  # in what it frees, Python would only print what is raised
         try:
             with _each_step(self):
@@ -56,7 +58,6 @@ class Interrupt:
         finally:
             gc.enable()
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            signal.signal(signal.SIGINT, handler)
 
     def is_within(self, code: CodeType) -> bool:
         return code.co_filename.startswith(self._within)

@@ -26,8 +26,7 @@ from eventstore.processing import Processing
 from processors import Component, Context, beginning
 from processors.results import LiveStates
 from processors.runner import at_once, handlers
-from tests.fault.interrupt import PLACES_MAX, Interrupt
-from tests.fault.test_interrupts import DEADLINE_S
+from tests.fault.interrupt import DEADLINE_S, PLACES_MAX, Interrupt
 
 pytestmark = pytest.mark.timeout(300)  # some hundred interrupts, each with two runs after it
 

@@ -249,15 +249,6 @@ def test_a_component_that_ends_the_program_in_a_hook_fails_its_request(
     assert [facts_of(answer)["type"] for answer in answers] == ["SystemExit"] * 2
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C interrupts, though a shell that runs tests in the background lets it be ignored."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_an_update_that_a_caller_waits_for_reaches_the_caller_and_leaves_it_pending(
     store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

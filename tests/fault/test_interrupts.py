@@ -20,11 +20,9 @@ from eventstore import EventStore
 from eventstore.app import App
 from eventstore.errors import LogUnavailable
 from eventstore.history.verify import verify_app
-from tests.fault.interrupt import PLACES_MAX, Interrupt
+from tests.fault.interrupt import DEADLINE_S, PLACES_MAX, Interrupt
 
 pytestmark = pytest.mark.timeout(300)  # hundreds of interrupts, each with calls after it
-
-DEADLINE_S = 30.0
 
 
 def append(store: EventStore, app: App) -> None:

@@ -41,7 +41,7 @@ def test_a_kill_inside_a_commit_loses_nothing_acknowledged(
 
     assert writer.process.returncode == -9
     assert len(records) == passage - 1 + is_written
-    # Who was told may have said so, when another thread than his own has led the commit.
+    # Who was told may have said so, when another thread than its own has led the commit.
     said_max = passage if point == "log.acknowledged" else passage - 1
     assert passage - 1 <= len(acknowledged) <= said_max
 

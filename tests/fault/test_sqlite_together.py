@@ -52,7 +52,7 @@ def shards(line: str) -> frozenset[int]:
 
 
 def commits_in_turn(*writers: Child) -> list[float]:
-    """Return how many commits there were, by what was told, before somebody else had his turn."""
+    """Return how many commits there were, by what was told, before somebody else had its turn."""
     lines = [line.split() for writer in writers for line in writer.lines]
     told = sorted((int(offset), value[0]) for value, offset in lines)
     turns = itertools.groupby(name for _, name in told)
@@ -69,7 +69,7 @@ def test_a_process_that_commits_in_a_loop_does_not_starve_another(tmp_path: Path
             for writer in (first, second):
                 goal = len(writer.lines) + 20
                 writer.until(lambda lines, goal=goal: len(lines) > goal)  # type: ignore[misc]
-        # Not all: whoever stands still does not wait for his turn.
+        # Not all: whoever stands still does not wait for its turn.
         nine_in_ten = statistics.quantiles(commits_in_turn(first, second), n=10)[-1]
         first.kill()
         second.kill()
