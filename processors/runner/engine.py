@@ -26,7 +26,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
 
@@ -177,7 +177,9 @@ class Runner:
         self._shards: frozenset[int] = frozenset()
         self._taking_over: set[int] = set()
         self._shard_of: dict[str, int] = {}
-        self._uses = 0  # by the class's lock
+        #: Guarded by the class's lock.
+        self._uses = 0
+        self._successor: Runner | None = None
         self._end_notice: Callable[[], None] = lambda: None
         abandon_in_child(self)
 
@@ -205,6 +207,8 @@ class Runner:
                 runner = cls(store, component, worker=worker).start()
                 runners[component.name] = runner
                 runner._end_notice = publish(runner)
+                if former is not None:
+                    runner._succeed(former)
             runner._uses += 1
         if former is not None:
             former._give_way(component)
@@ -212,6 +216,23 @@ class Runner:
         # the first requests are marked as perhaps begun by somebody else.
         runner.wait_ready(_SHARE_WAIT_S)
         return runner
+
+    def _succeed(self, former: Runner) -> None:
+        """Run on for those who have the former runner, too, until they give that one back.
+
+        They may never call again, and still wait for what they have requested. The class's lock is
+        held.
+        """
+        self._uses = former._uses
+        self._handlers.run_as(former._handlers)
+        former._successor = self
+
+    def _line(self) -> Iterator[Runner]:
+        """Yield this runner and those that came after it. The class's lock is held."""
+        runner: Runner | None = self
+        while runner is not None:
+            yield runner
+            runner = runner._successor
 
     def _give_way(self, component: Component) -> None:
         """Stop, because the component was defined anew: a cell of a notebook was run again, say.
@@ -229,15 +250,19 @@ class Runner:
 
     def release(self, timeout_s: float = 30.0) -> None:
         """Give a shared runner back; the last one stops it, as `stop` does."""
+        unused = []
         with Runner._sharing:
-            self._uses -= 1
-            if self._uses > 0:
-                return
             runners = Runner._shared.get(self.store, {})
-            if runners.get(self.component.name) is self:
-                del runners[self.component.name]
-        self._end_notice()
-        self.stop(timeout_s)
+            for runner in self._line():
+                runner._uses -= 1
+                if runner._uses > 0:
+                    continue
+                unused.append(runner)
+                if runners.get(runner.component.name) is runner:
+                    del runners[runner.component.name]
+        for runner in unused:
+            runner._end_notice()
+            runner.stop(timeout_s)
 
     def start(self) -> Self:
         """Watch for requests, and join those who share the component's shards.
@@ -338,11 +363,15 @@ class Runner:
         It is so until `run_in_no_more`; what the instance has left pending then runs as the
         runner's other updates do.
         """
-        self._handlers.run_in(instance, worker)
+        with Runner._sharing:
+            for runner in self._line():
+                runner._handlers.run_in(instance, worker)
 
     def run_in_no_more(self, instance: str, worker: Literal["thread", "process"]) -> None:
         """Take back what was said by `run_in`."""
-        self._handlers.run_in_no_more(instance, worker)
+        with Runner._sharing:
+            for runner in self._line():
+                runner._handlers.run_in_no_more(instance, worker)
 
     def error_of(self, instance: str, sequence: int) -> BaseException | None:
         """Return the exception with which a request failed in this process, if it did."""

@@ -106,6 +106,13 @@ class Handlers:
             else:
                 del self._workers_of[instance]
 
+    def run_as(self, former: Handlers) -> None:
+        """Let the plain updates of all instances run where they do by the handlers before these."""
+        with former._board.mutex:
+            workers_of = dict(former._workers_of)
+        with self._board.mutex:
+            self._workers_of = workers_of
+
     def is_for_process(self, update: Update, instance: str) -> bool:
         """Whether an update of an instance runs in a spawned process."""
         if update.is_async:

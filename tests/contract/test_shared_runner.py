@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from eventstore import EventStore
+from eventstore.processing import Processing
 from processors import Component, ComponentInstance
 from tests.fault import worker_handlers
 
@@ -58,6 +59,64 @@ def test_a_call_does_not_wait_for_an_update_of_the_former_definition(store: Even
 
             assert has_returned
             assert former.read_state("quick") == 2
+
+
+def test_what_an_instance_waits_for_is_run_when_those_of_a_new_definition_are_closed(
+    store: EventStore,
+) -> None:
+    may_end = threading.Event()
+
+    def defined(value: int) -> Component:
+        component = Component("Redefined")
+
+        @component.update("hold")
+        def hold(state: Any, props: Any) -> Any:
+            assert may_end.wait(WAIT_S)
+            return {"held": value}
+
+        @component.update("note")
+        def note(state: Any, props: Any) -> Any:
+            return {"value": value}
+
+        return component
+
+    with defined(1)("mine", store=store) as former:
+        held = former.submit("hold")
+        queued = former.submit("note")
+        with defined(2)("other", store=store):
+            may_end.set()
+            held.wait(WAIT_S)
+
+        (outcome,) = queued.wait(WAIT_S)
+        former.run("note", flush_update=True)
+
+        assert outcome.state == "applied"
+        assert former.read_state("value") == 2
+
+
+def test_a_new_definition_runs_updates_where_instances_of_the_former_asked_for(
+    store: EventStore,
+) -> None:
+    def defined() -> Component:
+        component = Component("Placed")
+
+        @component.update("note")
+        def note(state: Any, props: Any) -> Any:
+            return {"pid": os.getpid()}
+
+        return component
+
+    app = store.app("Placed")
+    with (
+        defined()("mine", store=store, update_task_type="process"),
+        defined()("other", store=store),
+    ):
+        request = app.request("mine", "note").entry()
+
+        answer = Processing(app).wait_closed("mine", request.sequence, WAIT_S)
+
+        # As no other process finds what is defined in a function, this says where it was to run.
+        assert b"NotImportable" in answer.event.body
 
 
 def test_a_new_definition_makes_live_states_in_its_own_way(store: EventStore) -> None:
