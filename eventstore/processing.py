@@ -267,6 +267,27 @@ class Processing:
             if entry is not None:
                 yield entry
 
+    def attempts(self, instance: str, sequence: int, before: int | None = None) -> list[Entry]:
+        """Return the accepted attempt events of a request, those before a sequence if one is given.
+
+        A first run has none, unless somebody else may have begun the request before.
+        """
+
+        def read() -> list[Entry]:
+            reader, head = self._head(instance)
+            if head is None:
+                return []
+            end = head.sequence if before is None else before
+            rows = reader.attempts(head, sequence + 1, end)
+            found = (as_entry(instance, row, self.identity) for row in rows)
+            return [
+                entry
+                for entry in found
+                if entry.event.answer is not None and entry.event.answer.cause == sequence
+            ]
+
+        return self._channel.steadily(read)
+
     def offset_of(self, instance: str, sequence: int) -> int | None:
         """Return where an event stands in its partition; None where the view cannot say it now.
 

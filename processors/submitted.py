@@ -6,7 +6,7 @@ import asyncio
 import datetime
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -18,9 +18,6 @@ from processors.runner.loop import refuse_to_block_updates
 __all__ = ["Outcome", "Submission", "Submitted", "UpdateFailed", "failure_of"]
 
 RequestState = Literal["pending", "running", "applied", "discarded", "failed"]
-
-#: Attempts of a request lie close before its answer, because a lane runs one at a time.
-_ATTEMPT_ROWS_MAX: Final = 1_000
 
 
 class UpdateFailed(RuntimeError):
@@ -192,7 +189,7 @@ class Submitted:
             if answer is not None:
                 self.answer = answer
                 return self._answered(requested_at, answer)
-        announced = self._announced(None) if waits is not None and waits.request.attempts else 0
+        announced = self._announced(None)
         since_ms = self._running().get(sequence)
         if since_ms is not None:
             began_at = moment(since_ms * 1_000)
@@ -222,27 +219,11 @@ class Submitted:
         return Outcome("discarded", *times, began, str(facts.get("reason", "")), _figures(facts))
 
     def _announced(self, answer: Entry | None) -> int:
-        """Return the number of the newest run that an attempt event announced; 0 if none did.
-
-        A first run has such an event only where somebody else may have begun the request before.
-        """
-        if answer is not None:
-            end = answer.sequence
-        else:
-            head = self._processing.head(self.instance)
-            end = 0 if head is None else head.sequence
-        rows = self._processing.app.history(
-            self.instance,
-            start=max(self.sequence + 1, end - _ATTEMPT_ROWS_MAX),
-            end=end,
-            reverse=True,
-        )
-        for row in rows:
-            cause = None if row.event.answer is None else row.event.answer.cause
-            if row.event.kind == Kind.ATTEMPT and cause == self.sequence:
-                number = _facts(row.event.body).get("attempt")
-                return number if isinstance(number, int) else 0
-        return 0
+        """Return the number of the newest run that an attempt event announced; 0 if none did."""
+        before = None if answer is None else answer.sequence
+        attempts = self._processing.attempts(self.instance, self.sequence, before)
+        number = _facts(attempts[-1].event.body).get("attempt") if attempts else 0
+        return number if isinstance(number, int) else 0
 
     def __repr__(self) -> str:
         return f"<Submitted {self.name} of {self.instance}>"

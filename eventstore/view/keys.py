@@ -17,7 +17,7 @@ a key, so that it needs no end mark and may hold any character.
     history     "h" iid sequence(8)                   HISTORY + reason + event as in the log
     request     "p" iid sequence(8)                   PENDING + name + lane
     answered    "q" iid sequence(8) of the request    sequence(8) of what closed it
-    outcome     "d" iid sequence(8)                   kind(1): discards and failures
+    outcome     "d" iid sequence(8)                   kind(1): discards, failures and attempts
     effect      "e" iid request(8) digest(16)         sequence(8)
     key         "k" iid digest(16)                    sequence(8) content(8)
     chain       "c" iid chain                         index(8, signed) ended(1)
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 #: Raised whenever a row changes its form; a view of another layout is rebuilt.
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 
 META: Final = b"M"
 NEXT_IID: Final = b"N"

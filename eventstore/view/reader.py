@@ -270,9 +270,19 @@ class ViewReader:
         return None if row is None else int(U64.unpack(row)[0])
 
     def outcomes(self, head: Head | None, kind: Kind) -> Iterator[tuple[str, HistoryRow]]:
-        """Yield the discards, or the failures, of one instance or of all."""
+        """Yield the discards, the failures, or the attempts, of one instance or of all."""
         prefix = b"d" if head is None else b"d" + head.iid
-        for key, row in self._table.scan(prefix, keys.prefix_end(prefix)):
+        return self._outcomes(prefix, keys.prefix_end(prefix), kind)
+
+    def attempts(self, head: Head, start: int, end: int) -> Iterator[HistoryRow]:
+        """Yield an instance's attempts from one sequence up to another, not included."""
+        first, behind = (b"d" + head.iid + U64.pack(sequence) for sequence in (start, end))
+        return (row for _, row in self._outcomes(first, behind, Kind.ATTEMPT))
+
+    def _outcomes(
+        self, first: bytes, behind: bytes, kind: Kind
+    ) -> Iterator[tuple[str, HistoryRow]]:
+        for key, row in self._table.scan(first, behind):
             if row[0] != kind:
                 continue
             iid, sequence = key[1 : keys.AFTER_IID], U64.unpack_from(key, keys.AFTER_IID)[0]

@@ -33,6 +33,9 @@ __all__ = ["INSTANCE_BYTES_MAX", "ViewWriter"]
 INSTANCE_BYTES_MAX: Final = 1_024
 #: How much of a refusal's reason is kept: it may quote names of any length.
 _REASON_CHARACTERS_MAX: Final = 1_000
+
+#: Kinds of events that are few, and looked for among many others.
+_LISTED_KINDS: Final = (Kind.DISCARD, Kind.FAILURE, Kind.ATTEMPT)
 #: Instances whose rows stay in memory between batches: about 2 kB each.
 _INSTANCES_MAX: Final = 4_096
 #: Fields of one instance that stay in memory between batches.
@@ -321,10 +324,10 @@ class ViewWriter:
             batch.put(place, U64.pack(sequence))
         for cause in closed:
             self._close_request(instance, cause, sequence)
-        if outcome.verdict == Verdict.ACCEPTED and event.kind in (Kind.DISCARD, Kind.FAILURE):
+        if outcome.verdict == Verdict.ACCEPTED and event.kind in _LISTED_KINDS:
             if event.kind == Kind.DISCARD:
                 instance.discards += 1
-            elif closed:
+            elif event.kind == Kind.FAILURE and closed:
                 instance.failures += 1
             batch.put(b"d" + instance.iid + U64.pack(sequence), bytes((event.kind,)))
 

@@ -197,14 +197,8 @@ class Answering:
 
     def _crashes(self, lane: Lane, one: Waiting) -> int:
         """Count in the history the runs that ended with the process made for them."""
-        count = 0
-        for entry in self._processing.newest(lane.instance, after=one.sequence):
-            answer = entry.event.answer
-            if entry.event.kind != Kind.ATTEMPT or answer is None or answer.cause != one.sequence:
-                continue
-            if entry.verdict == Verdict.ACCEPTED:
-                count += orjson.loads(entry.event.body).get("why") == "crashed"
-        return count
+        attempts = self._processing.attempts(lane.instance, one.sequence)
+        return sum(orjson.loads(entry.event.body).get("why") == "crashed" for entry in attempts)
 
     def was_begun_enough(self, run: Run) -> bool:
         """Whether a request that cannot have a process of its own is to blame all the same."""

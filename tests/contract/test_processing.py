@@ -75,6 +75,49 @@ def test_who_waits_for_a_request_is_told_when_it_is_closed(processing: Processin
     assert processing.wait_closed("o-1", sequence, 60).event.name == "ship"
 
 
+def test_the_attempts_at_a_request_are_found_among_everything_else(processing: Processing) -> None:
+    app = processing.app
+    first, second = (app.request("o-1", "ship").entry().sequence for _ in range(2))
+    assert first is not None
+    assert second is not None
+
+    def attempt(cause: int, body: bytes) -> None:
+        app.append("o-1", {"between": True})
+        processing.send([("o-1", Event(Kind.ATTEMPT, "ship", body, answer=Answer(cause)))])
+
+    attempt(first, b"1")
+    attempt(second, b"of the second")
+    attempt(first, b"2")
+    processing.send([("o-1", Event(Kind.DIFF, "ship", b"[]", answer=Answer(first, 0, True)))])
+    attempt(first, b"too late")
+    processing.catch_up()
+
+    bodies = [entry.event.body for entry in processing.attempts("o-1", first)]
+    before = processing.attempts(
+        "o-1", first, before=processing.attempts("o-1", second)[0].sequence
+    )
+    assert bodies == [b"1", b"2"]
+    assert [entry.event.body for entry in before] == [b"1"]
+    assert processing.attempts("o-2", 0) == []
+
+
+def test_the_newest_events_of_an_instance_come_newest_first_up_to_a_limit(
+    processing: Processing,
+) -> None:
+    for number in range(5):
+        processing.app.append("o-1", {"n": number})
+    processing.catch_up()
+
+    def sequences(**limits: int) -> list[int]:
+        return [entry.sequence for entry in processing.newest("o-1", **limits)]
+
+    assert sequences() == [4, 3, 2, 1, 0]
+    assert sequences(after=1) == [4, 3, 2]
+    assert sequences(count_max=2) == [4, 3]
+    assert sequences(after=3, count_max=2) == [4]
+    assert list(processing.newest("o-2")) == []
+
+
 def test_who_comes_late_is_told_at_once(processing: Processing) -> None:
     sequence = processing.app.request("o-1", "ship").entry().sequence
     answer = Event(Kind.DIFF, "ship", b"[]", answer=Answer(sequence, 0, True))
