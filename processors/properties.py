@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
-from eventstore import values
+from eventstore import UnsupportedValue, values
 
 __all__ = ["SERVE_RESULT", "Params", "Properties"]
 
@@ -67,7 +67,13 @@ class Properties(dict[str, Any]):
             raise ValueError(f"props: the name {SERVE_RESULT!r} is kept for the result of serve")
         if not self.was_served:
             return values.encode(dict(self))
-        return values.encode({**self, SERVE_RESULT: self._serve_result})
+        try:
+            return values.encode({**self, SERVE_RESULT: self._serve_result})
+        except UnsupportedValue as error:
+            if error.path[:1] != (SERVE_RESULT,):
+                raise
+            path = ("props.serve_result", *error.path[1:])  # as its author knows it
+            raise UnsupportedValue(path, error.reason) from error
 
     @classmethod
     def decode(cls, body: bytes) -> Properties:

@@ -432,6 +432,7 @@ def test_a_result_that_cannot_be_queued_is_not_lost(store: EventStore) -> None:
         with pytest.raises(UnsupportedValue) as raised:
             instance.run("go")
 
+        assert str(raised.value).startswith("['props.serve_result']: values of type _thread.lock ")
         assert isinstance(raised.value.serve_result, type(threading.Lock()))  # type: ignore[attr-defined]
         assert instance.requests() == []
 
