@@ -366,8 +366,19 @@ class App:
                 if default is MISSING:
                     raise InstanceNotFound(self.name, instance, path)
         if default is MISSING:
-            raise InstanceNotFound(self.name, instance)
+            raise self._not_found(instance, follower)
         return default
+
+    def _not_found(self, instance: str, follower: Follower | None) -> InstanceNotFound:
+        """Return the error about an instance that is not there, or whose whole app is not."""
+        error = InstanceNotFound(self.name, instance)
+        if follower is None:  # as in another folder than the one that was written to
+            namespace = self._channel.config.namespace
+            error.add_note(
+                f"{self._channel.log.url} has no app {self.name!r} in namespace {namespace!r}:"
+                " nobody has appended to it there"
+            )
+        return error
 
     def _version(self, follower: Follower, instance: str, head: Head, at: At) -> int:
         return version_at(
@@ -456,7 +467,7 @@ class App:
         follower = self._channel.reading(instance)
         head = None if follower is None else follower.reader.head(instance)
         if follower is None or head is None:
-            raise InstanceNotFound(self.name, instance)
+            raise self._not_found(instance, follower)
         rows = follower.reader.history(head, start, end, reverse=reverse)
         identity = follower.topic.identity
         return (as_entry(instance, row, identity) for row in rows)

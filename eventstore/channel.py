@@ -191,7 +191,10 @@ class Channel:
         """Raise what keeps a call from being made: Closed, or an earlier write that failed."""
         self.raise_unasked()
         if self._closed:
-            raise Closed(f"app {self.name}: the store is closed, or this is a child of os.fork()")
+            raise Closed(
+                f"app {self.name}: the store is closed, or this is a child of os.fork(): open"
+                " another one here. Nothing was written"
+            )
 
     def raise_unasked(self) -> None:
         """Raise the error of an earlier write that nobody has asked about; once."""

@@ -357,7 +357,10 @@ def _overwrites(operation: list[Any]) -> bool:
 def _check_path(path: object) -> tuple[str | int, ...]:
     steps = (path,) if isinstance(path, str) else path
     if not isinstance(steps, tuple) or not steps:
-        raise InvalidDiff(f"path {path!r}: give a field's name, or a tuple (field, step, ...)")
+        raise InvalidDiff(
+            f"path {path!r} ({_name(path)}): give a field's name, which is text, or a tuple"
+            " (field, step, ...)"
+        )
     if not isinstance(steps[0], str) or not steps[0] or steps[0] == "*":
         raise InvalidDiff(f"path {path!r}: a field's name is text, not empty and not '*'")
     if len(steps) > STEPS_MAX:

@@ -171,7 +171,9 @@ class EventStore:
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
-            raise Closed("the store is closed, or this is a child of os.fork()")
+            raise Closed(
+                "the store is closed, or this is a child of os.fork(): open another one here"
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -50,6 +50,9 @@ Worker = Literal["thread", "process"]
 #: What an app may be called: a component's name is that of its app, and so of a Kafka topic.
 APP_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,120}")
 
+#: What helps where a cell that declares a function is run a second time.
+_ANEW: Final = "run the cell that makes the component again, too"
+
 
 @dataclass(frozen=True, slots=True)
 class Changed:
@@ -229,6 +232,9 @@ class Component:
     def load_state(self, function: _F) -> _F:
         """Declare how a state is made of what was stored: `function(saved)`, a dict.
 
+        What it makes is kept in the process, and given to any thread that serves or updates, also
+        to two at a time: a connection of SQLite needs `check_same_thread=False`.
+
         Raises:
             ValueError: there is one already, or it is no plain function of one argument.
         """
@@ -260,7 +266,8 @@ class Component:
                 if key in self.serves:
                     raise ValueError(
                         f"serve {_name(function)}: component {self.name} answers {key!r} with"
-                        f" {_name(self.serves[key].function)} already; a key has one serve"
+                        f" {_name(self.serves[key].function)} already; a key has one serve (to"
+                        f" change it in a notebook: {_ANEW})"
                     )
             version = values.digest(source_of(function)) if self.cache_ttl > 0 else ""
             for key in names:
@@ -360,6 +367,7 @@ class Component:
                 raise ValueError(
                     f"update {update.function_name}: component {self.name} has an update"
                     f" {update.name!r} already; give this one another function name, or name="
+                    f" (or, to change it in a notebook: {_ANEW})"
                 )
             if update.trigger is not None:
                 identity = update.trigger.trigger_id
@@ -427,6 +435,7 @@ class Component:
         if first is not None:
             raise ValueError(
                 f"{what} {_name(function)}: component {self.name} has {_name(first)} already"
+                f" (to change it in a notebook: {_ANEW})"
             )
 
     # --- asking ---------------------------------------------------------------------------------

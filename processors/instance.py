@@ -40,7 +40,7 @@ from processors.call import Call
 from processors.component import Component
 from processors.flow import Flow, Place
 from processors.results import LiveStates, changes_of, has_hooks
-from processors.runner.loop import refuse_to_block_updates
+from processors.runner.loop import is_updates_loop, refuse_to_block_updates
 from processors.serve_cache import ServeCache
 from processors.stores import give_back, in_thread, processing_of, take
 from processors.submitted import Submission, Submitted
@@ -101,8 +101,10 @@ class ComponentInstance:
         self._closed = True  # until it is open
         if _is_importing_main():
             raise RuntimeError(
-                f"component {component.name}: a process for updates imports this script, and so"
-                ' opens an instance again: do that under `if __name__ == "__main__":`'
+                f"component {component.name}: a process that was started for an update (one with"
+                " worker='process', or one that was begun before, and never answered) imports this"
+                " script, and so opens an instance again: do that under"
+                ' `if __name__ == "__main__":`'
             )
         self.component = component
         self.instance_id = instance_id or _readable_id()
@@ -505,6 +507,8 @@ class ComponentInstance:
     def shutdown(self, wait_for_logging_threads: bool = False) -> None:
         """Let go of the instance: running updates finish, others stay pending. Again: nothing.
 
+        In the code of an async update it does not wait until they have: they run on the same loop.
+
         Args:
             wait_for_logging_threads: taken for Motion's sake, without effect.
 
@@ -519,11 +523,19 @@ class ComponentInstance:
                     self.flush_update(key)
         finally:
             self._closed = True
-            try:
-                self._updates.release()
-            finally:
-                if not self._lent:
-                    give_back(self._store)
+            if is_updates_loop():
+                threading.Thread(
+                    target=self._let_go, name="processors-shutdown", daemon=True
+                ).start()
+            else:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        try:
+            self._updates.release()
+        finally:
+            if not self._lent:
+                give_back(self._store)
 
     def close(self, wait_for_logging_threads: bool = False) -> None:
         """Do what `shutdown` does."""

@@ -8,7 +8,7 @@ import os
 import threading
 from typing import Final
 
-__all__ = ["UPDATES_LOOP", "refuse_to_block_updates", "shared_loop"]
+__all__ = ["UPDATES_LOOP", "is_updates_loop", "refuse_to_block_updates", "shared_loop"]
 
 logger: Final = logging.getLogger("processors.runner")
 
@@ -31,17 +31,21 @@ def shared_loop(name: str) -> asyncio.AbstractEventLoop:
         return loop
 
 
+def is_updates_loop() -> bool:
+    """Whether this is the code of an async update: it holds up all others of this process."""
+    try:
+        return asyncio.get_running_loop() is _loops.get(UPDATES_LOOP)
+    except RuntimeError:
+        return False
+
+
 def refuse_to_block_updates(instead: str) -> None:
     """Refuse a call that waits for updates where it would keep them from running.
 
     Raises:
         RuntimeError: this is the code of an async update; `instead` is what it should await.
     """
-    try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    if running is _loops.get(UPDATES_LOOP):
+    if is_updates_loop():
         raise RuntimeError(
             "this waits for updates on the event loop on which the async updates of this process"
             f" run, so neither would ever end: await {instead}. Nothing was run"

@@ -225,6 +225,7 @@ def test_a_refused_item_means_that_none_of_the_many_was_written(app: Any) -> Non
         ({"n": object()}, UnsupportedValue, r"\['n'\]"),
         ({"n": {"deep": [1, object()]}}, UnsupportedValue, r"\['n'\]\['deep'\]\[1\]"),
         ({"": 1}, InvalidDiff, "not empty"),
+        ({1: 2}, InvalidDiff, r"path 1 \(int\): give a field's name, which is text"),
         ({"*": 1}, InvalidDiff, "'\\*'"),
         ({"text": "x" * 1_000_001}, EventTooLarge, "event_bytes_max"),
         (State({"n": 1}), InvalidDiff, "app.commit"),
@@ -235,6 +236,7 @@ def test_a_refused_item_means_that_none_of_the_many_was_written(app: Any) -> Non
         "value",
         "nested value",
         "empty field",
+        "numbered field",
         "star",
         "large",
         "state",
@@ -761,6 +763,21 @@ def test_the_history_of_nobody_is_not_found(app: Any) -> None:
 
     with pytest.raises(InstanceNotFound):
         list(app.history("o-2"))
+
+
+@pytest.mark.parametrize("call", ["get", "history"])
+def test_who_reads_an_app_that_nobody_has_written_is_told_so(
+    store: Face, app: Any, call: str
+) -> None:
+    with pytest.raises(InstanceNotFound) as absent_app:
+        list(getattr(app, call)("o-1"))
+    app.append("o-2", {"n": 1})
+    with pytest.raises(InstanceNotFound) as absent_instance:
+        list(getattr(app, call)("o-1"))
+
+    (note,) = absent_app.value.__notes__
+    assert note.startswith(f"{store.store.url} has no app 'orders' in namespace ")
+    assert not hasattr(absent_instance.value, "__notes__")
 
 
 def test_a_state_can_be_read_at_each_of_its_versions(app: Any) -> None:

@@ -119,7 +119,9 @@ def test_serve_takes_every_kind_of_function(
 def test_a_key_has_one_serve(component: Component) -> None:
     component.serve("a")(plain)
 
-    with pytest.raises(ValueError, match=r"serve waiting: .* answers 'a' with plain already"):
+    with pytest.raises(
+        ValueError, match=r"serve waiting: .* answers 'a' with plain already; .* in a notebook"
+    ):
         component.serve(["b", "a"])(waiting)
 
     assert list(component.serves) == ["a"], "a refused decoration declares nothing"
@@ -190,7 +192,7 @@ def test_two_functions_of_one_name_on_one_key_are_refused_not_replaced(
 ) -> None:
     component.update("a")(plain)
 
-    with pytest.raises(ValueError, match="has an update 'a/plain' already"):
+    with pytest.raises(ValueError, match=r"has an update 'a/plain' already; .* in a notebook"):
         component.update(["b", "a"])(plain)
 
     assert list(component.updates) == ["a/plain"]
@@ -393,7 +395,7 @@ def test_a_component_has_one_of_each_hook(component: Component, what: str) -> No
 
     getattr(component, what)(first)
 
-    with pytest.raises(ValueError, match=rf"{what} waiting: .* has first already"):
+    with pytest.raises(ValueError, match=rf"{what} waiting: .* has first already .* in a notebook"):
         getattr(component, what)(waiting)
 
 
