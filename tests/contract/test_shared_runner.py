@@ -5,6 +5,7 @@ Which definition of the component it runs by, and where it runs the updates of e
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Iterator
@@ -166,3 +167,31 @@ def test_who_has_closed_an_instance_has_no_say_where_its_updates_run(store: Even
                 assert not ran_here(first)
             assert not ran_here(first)
         assert ran_here(first)
+
+
+def test_an_async_update_that_closes_an_instance_lets_what_runs_there_finish(
+    store: EventStore,
+) -> None:
+    began, may_end = asyncio.Event(), asyncio.Event()
+    inner, outer = Component("Inner"), Component("Outer")
+
+    @inner.update("go")
+    async def held(state: Any, props: Any) -> dict[str, Any]:
+        began.set()
+        await may_end.wait()
+        return {"value": 1}
+
+    @outer.update("go")
+    async def closing(state: Any, props: Any) -> dict[str, Any]:
+        with inner("theirs", store=store) as other:
+            (request,) = other.submit("go").updates
+            await began.wait()
+        may_end.set()
+        return {"request": request.sequence}
+
+    with outer("mine", store=store) as instance:
+        instance.run("go", flush_update=True)
+        answers = Processing(store.app("Inner"))
+        answers.wait_closed("theirs", instance.read_state("request"), WAIT_S)
+
+        assert store.app("Inner").get("theirs")["value"] == 1
