@@ -10,10 +10,11 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["abandon_in_child", "close_at_exit"]
+__all__ = ["ProcessLock", "abandon_in_child", "close_at_exit"]
 
 
 class _Abandons(Protocol):
@@ -42,6 +43,27 @@ def close_at_exit(resource: _Closes) -> None:
     The last one opened is closed first, because it may use the earlier ones.
     """
     _closed_at_exit[next(_opened)] = resource
+
+
+class ProcessLock:
+    """A lock around what all of a process shares; `with lock:` holds it.
+
+    It is free in a forked child, where the thread that held it in the parent does not go on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        abandon_in_child(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *raised: object) -> None:
+        self._lock.release()
+
+    def abandon(self) -> None:
+        """Begin with a lock that nobody holds."""
+        self._lock = threading.Lock()
 
 
 def _after_fork_in_child() -> None:

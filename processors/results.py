@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from eventstore import Diff, EventStore, State, UnsupportedValue, diff_between, values
+from eventstore.lifetime import ProcessLock
 
 if TYPE_CHECKING:
     from processors.component import Component, Update
@@ -296,7 +297,7 @@ class Handed:
         return self._state.after(self._diff).to_json() == state.to_json()
 
 
-_sharing = threading.Lock()
+_sharing = ProcessLock()
 _shared: weakref.WeakKeyDictionary[EventStore, weakref.WeakKeyDictionary[Component, LiveStates]] = (
     weakref.WeakKeyDictionary()
 )

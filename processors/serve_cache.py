@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import apsw
 
 from eventstore import EventStore
-from eventstore.lifetime import abandon_in_child
+from eventstore.lifetime import ProcessLock, abandon_in_child
 
 __all__ = ["Cached", "ServeCache"]
 
@@ -206,7 +206,7 @@ def _digest(*parts: bytes) -> bytes:
     return found.digest()
 
 
-_sharing = threading.Lock()
+_sharing = ProcessLock()
 _caches: weakref.WeakKeyDictionary[EventStore, ServeCache] = weakref.WeakKeyDictionary()
 #: Connections of the parent, which a forked child must not even close.
 _abandoned: list[apsw.Connection] = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from eventstore import EventStore
-from eventstore.lifetime import abandon_in_child
+from eventstore.lifetime import ProcessLock, abandon_in_child
 from eventstore.processing import Processing
 
 __all__ = ["give_back", "in_thread", "processing_of", "take"]
@@ -34,11 +34,12 @@ class _Stores:
         abandon_in_child(self)
 
     def take(self, url: str | os.PathLike[str] | None) -> EventStore:
-        place = _place(url)
+        text = os.fspath(url or os.environ.get("EVENTSTORE_URL") or "./.eventstore")
+        place = _place(text)
         with self._lock:
             store, users = self._open.get(place, (None, 0))
             if store is None:
-                store = EventStore(place[0])
+                store = EventStore(text)  # as it was written: it refuses what is no path
             self._open[place] = store, users + 1
         return store
 
@@ -62,8 +63,7 @@ class _Stores:
         self._open = {}
 
 
-def _place(url: str | os.PathLike[str] | None) -> tuple[str, str]:
-    text = os.fspath(url or os.environ.get("EVENTSTORE_URL") or "./.eventstore")
+def _place(text: str) -> tuple[str, str]:
     if "://" not in text:
         text = str(Path(text).absolute())  # the same one after a chdir
     return text, os.environ.get("EVENTSTORE_NAMESPACE", "")
@@ -72,7 +72,7 @@ def _place(url: str | os.PathLike[str] | None) -> tuple[str, str]:
 _stores = _Stores()
 _processings: weakref.WeakKeyDictionary[EventStore, dict[str, Processing]]
 _processings = weakref.WeakKeyDictionary()
-_looking = threading.Lock()
+_looking = ProcessLock()
 
 
 def take(url: str | os.PathLike[str] | None) -> EventStore:

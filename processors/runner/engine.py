@@ -42,7 +42,7 @@ from eventstore import (
 )
 from eventstore.events import Event
 from eventstore.interrupts import HeldBack
-from eventstore.lifetime import abandon_in_child
+from eventstore.lifetime import ProcessLock, abandon_in_child
 from eventstore.processing import Folded, Ownership, PendingRow, Processing
 from processors.component import Component, Update
 from processors.notices import publish
@@ -108,7 +108,7 @@ class Runner:
     _shared: ClassVar[weakref.WeakKeyDictionary[EventStore, dict[str, Runner]]] = (
         weakref.WeakKeyDictionary()
     )
-    _sharing: ClassVar = threading.Lock()
+    _sharing: ClassVar = ProcessLock()
 
     def __init__(
         self,

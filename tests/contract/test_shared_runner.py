@@ -15,7 +15,7 @@ import pytest
 
 from eventstore import EventStore
 from eventstore.processing import Processing
-from processors import Component, ComponentInstance
+from processors import Component, ComponentInstance, Runner
 from tests.fault import worker_handlers
 
 WAIT_S = 60.0
@@ -195,3 +195,40 @@ def test_an_async_update_that_closes_an_instance_lets_what_runs_there_finish(
         answers.wait_closed("theirs", instance.read_state("request"), WAIT_S)
 
         assert store.app("Inner").get("theirs")["value"] == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork()")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_a_thread_that_was_opening_an_instance(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("Forked")
+    component.update("go")(lambda state, props: {"value": 1})
+    is_opening, may_open = threading.Event(), threading.Event()
+    start = Runner.start
+
+    def start_late(runner: Runner) -> Runner:
+        is_opening.set()
+        assert may_open.wait(WAIT_S)
+        return start(runner)
+
+    def use(url: str) -> None:
+        with EventStore(url) as opened, component("mine", store=opened) as instance:
+            instance.run("go", flush_update=True)
+
+    monkeypatch.setattr(Runner, "start", start_late)
+    opening = threading.Thread(target=component, args=("mine",), kwargs={"store": store})
+    opening.start()
+    assert is_opening.wait(WAIT_S)
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        may_open.set()
+        user = threading.Thread(target=use, args=("memory://",), daemon=True)
+        user.start()
+        user.join(CALL_S_MAX)
+        os._exit(user.is_alive())
+    may_open.set()
+    _, status = os.waitpid(child, 0)
+    opening.join(WAIT_S)
+
+    assert status == 0
