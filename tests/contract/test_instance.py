@@ -28,6 +28,7 @@ import pytest
 
 from eventstore import (
     Config,
+    ConfigError,
     Diff,
     Entry,
     EventStore,
@@ -1688,6 +1689,21 @@ def test_the_default_store_is_that_of_the_environment(
 
     with EventStore(tmp_path / "elsewhere") as store:
         assert list(store.app("Counter").instances()) == ["mine"]
+
+
+@pytest.mark.parametrize("url", ["kafka:/broker:9092", "broker:9092"])
+@pytest.mark.parametrize("given", ["argument", "environment"])
+def test_a_url_that_lacks_its_slashes_is_refused_and_makes_no_folder(
+    counter: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if given == "environment":
+        monkeypatch.setenv("EVENTSTORE_URL", url)
+
+    with pytest.raises(ConfigError, match=f"'{url}' could be a"):
+        counter("mine", url=url if given == "argument" else None)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_memory_log_has_outlives_its_instances(counter: Component) -> None:
