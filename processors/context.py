@@ -226,6 +226,9 @@ class Context:
         It is of the kind that the handler was called with. A later run of the same request passes
         its checkpoints again: each then only returns the state that it made, and what comes after
         it goes on from there.
+
+        With `isolation="serializable"` what was read before a checkpoint is guarded up to there.
+        What must still be so at the end is read from the state that the checkpoint returns.
         """
         diff = self._as_diff(state).encode()
         if self._is_async:
