@@ -133,9 +133,11 @@ class Processing:
         group: str,
         changed: Callable[[frozenset[int]], None],
         progress: Progress | None = None,
+        is_busy: Callable[[int], bool] | None = None,
     ) -> Ownership:
         """Join `group` and hold a fair share of the shards until closed; see `Log.own`."""
-        return self._channel.log.own(self._channel.topic_to_write(), group, changed, progress)
+        topic = self._channel.topic_to_write()
+        return self._channel.log.own(topic, group, changed, progress, is_busy)
 
     def members(self, group: str) -> Sequence[Member] | None:
         """Return who holds the shards for a group, on all hosts; see `Log.members`."""

@@ -12,14 +12,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from eventstore.errors import EventStoreError
 from eventstore.events import Batch, Record
 
 __all__ = [
-    "Append", "Batch", "Delivery", "Finding", "Log", "Member", "NewerRecord", "Ownership",
-    "Progress", "Record", "Topic",
+    "HAND_OVER_S_MAX", "Append", "Batch", "Delivery", "Finding", "Log", "Member", "NewerRecord",
+    "Ownership", "Progress", "Record", "Topic",
 ]  # fmt: skip
 
 
@@ -82,6 +82,9 @@ class Member(NamedTuple):
     address: str
     shards: frozenset[int]
 
+
+#: How long a shard is kept, at most, from the member that is to have it, because work in it runs.
+HAND_OVER_S_MAX: Final = 30.0
 
 #: Returns how far the work of some shards is, shard -> offset: that of its first request which is
 #: not answered, or the end of what was looked at; nothing where that is as it was told before.
@@ -284,12 +287,17 @@ class Log(ABC):
         group: str,
         changed: Callable[[frozenset[int]], None],
         progress: Progress | None = None,
+        is_busy: Callable[[int], bool] | None = None,
     ) -> Ownership:
         """Join `group` and hold a fair share of the topic's shards until closed.
 
         Where tools show how far a group is (Kafka: its committed offsets, and so its lag), the log
         asks for `progress` about once a second, and a last time by `close`, and shows it there, as
         well as it can. It is for people: nothing reads it back to decide anything.
+
+        A shard that another member is to have is told of as lost at once, so that nothing more is
+        begun in it, and passed on when `is_busy` says no, or after HAND_OVER_S_MAX: what runs would
+        else run twice at the same time. (In the log in memory it is passed on at once.)
         """
 
     def members(self, topic: Topic, group: str) -> Sequence[Member] | None:

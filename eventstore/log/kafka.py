@@ -310,12 +310,13 @@ class KafkaLog(Log):
         group: str,
         changed: Callable[[frozenset[int]], None],
         progress: Progress | None = None,
+        is_busy: Callable[[int], bool] | None = None,
     ) -> Ownership:
         """Join `group` and hold a fair share of the topic's partitions until closed."""
         with self._mutex:
             self._refuse_when_closed()
             name = _group_name(topic, group)
-            owner = GroupOwnership(self._address, topic, name, changed, progress)
+            owner = GroupOwnership(self._address, topic, name, changed, progress, is_busy)
             self._owners.append(owner)
         return owner
 

@@ -19,7 +19,7 @@ from typing import Any
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 
-from eventstore.log.base import Ownership, Progress, Topic
+from eventstore.log.base import HAND_OVER_S_MAX, Ownership, Progress, Topic
 from eventstore.log.kafka_client import build, client_options
 from eventstore.log.kafka_settings import Address
 
@@ -55,10 +55,12 @@ class GroupOwnership(Ownership):
         group: str,
         changed: Callable[[frozenset[int]], None],
         progress: Progress | None,
+        is_busy: Callable[[int], bool] | None,
     ) -> None:
         self._topic = topic
         self._changed = changed
         self._progress = progress
+        self._is_busy = is_busy or (lambda shard: False)
         self._shards: frozenset[int] = frozenset()
         #: shard -> the offset that tools should see, and the one that was committed; of shards that
         #: are held. All of it is the thread's.
@@ -117,7 +119,7 @@ class GroupOwnership(Ownership):
             [self._topic.name],
             on_assign=self._gained,
             on_revoke=self._gave_back,
-            on_lost=self._gave_back,
+            on_lost=self._lost,
         )
         while not self._closing.is_set():
             # Only rebalances come here, and errors that the client deals with: nothing is read.
@@ -164,6 +166,15 @@ class GroupOwnership(Ownership):
 
     def _gave_back(self, consumer: Consumer, places: Sequence[Place]) -> None:
         # First stop working on them: the group may give them away as soon as this returns.
+        leaving = self._partitions(places)
+        self._set(self._shards - leaving)
+        deadline = time.monotonic() + HAND_OVER_S_MAX
+        while any(map(self._is_busy, leaving)) and time.monotonic() < deadline:
+            if self._closing.wait(_POLL_S):
+                break  # who closes has waited already
+        self._lost(consumer, places)
+
+    def _lost(self, consumer: Consumer, places: Sequence[Place]) -> None:
         self._set(self._shards - self._partitions(places))
         for place in places:
             self._wanted.pop(place.partition, None)

@@ -224,10 +224,12 @@ class MemoryLog(Log):
         group: str,
         changed: Callable[[frozenset[int]], None],
         progress: Progress | None = None,
+        is_busy: Callable[[int], bool] | None = None,
     ) -> Ownership:
         """Join `group` and hold a fair share of the topic's shards until closed.
 
-        Nobody is asked for `progress`: no tool looks at groups of this log.
+        Nobody is asked for `progress`: no tool looks at groups of this log. Shards are passed on at
+        once.
         """
         self._stored(topic)
         with self._storage.condition:

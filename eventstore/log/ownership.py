@@ -2,8 +2,8 @@
 
 Each member (an `own` call of some process) holds a lock file of its own, which shows that it
 lives, and touches it once a second, which shows that it runs. Each shard is a lock file too. A
-member takes free shards up to its fair share, and gives up what it has above it. Nobody is in
-charge: members may disagree about who lives for a moment, the locks never do.
+member takes free shards up to its fair share, and gives up what it has above it, once nothing runs
+in it. Nobody is in charge: members may disagree about who lives for a moment, the locks never do.
 
 A stopped process (SIGSTOP, a suspended container) keeps its locks. When its heartbeat stood still
 for `STANDS_STILL_S`, others take its shards under the next generation's lock file, and it finds
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from eventstore.lifetime import abandon_in_child
 from eventstore.locks import FileLock
-from eventstore.log.base import Ownership
+from eventstore.log.base import HAND_OVER_S_MAX, Ownership
 from eventstore.log.nudges import Nudges
 
 __all__ = ["SHARDS", "ShardOwners", "fair_share"]
@@ -58,13 +58,19 @@ class ShardOwners:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def join(self, topic: str, group: str, changed: Callable[[frozenset[int]], None]) -> Ownership:
+    def join(
+        self,
+        topic: str,
+        group: str,
+        changed: Callable[[frozenset[int]], None],
+        is_busy: Callable[[int], bool] | None,
+    ) -> Ownership:
         """Become a member of `group`; shards come from the thread, a moment later."""
         # The prefix keeps a group called ".." inside its folder.
         folder = self._folder / topic / f"group-{urllib.parse.quote(group, safe='')}"
         folder.mkdir(parents=True, exist_ok=True)
         self._news.open()
-        member = _Member(folder, changed, self._news.ring, self._forget)
+        member = _Member(folder, changed, is_busy, self._news.ring, self._forget)
         with self._mutex:
             self._members.append(member)
             if self._thread is None:
@@ -104,11 +110,13 @@ class _Member(Ownership):
         self,
         folder: Path,
         changed: Callable[[frozenset[int]], None],
+        is_busy: Callable[[int], bool] | None,
         ring: Callable[[], None],
         forget: Callable[[_Member], None],
     ) -> None:
         self._folder = folder
         self._changed = changed
+        self._is_busy = is_busy or (lambda shard: False)
         self._ring = ring
         self._forget = forget
         self._id = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -119,6 +127,8 @@ class _Member(Ownership):
         # Held through a tick, calls of `changed` included; reentrant, so that `changed` may close.
         self._mutex = threading.RLock()
         self._held: dict[int, FileLock] = {}
+        #: Shards that are held only until nothing runs in them, and until when at most.
+        self._leaving: dict[int, float] = {}
         self._shards: frozenset[int] = frozenset()
         #: Heartbeat of each other member, and when we first saw this value (time.monotonic()).
         self._beats: dict[str, tuple[int | None, float]] = {}
@@ -168,19 +178,28 @@ class _Member(Ownership):
             for shard, lock in self._held.items()
             if lock.path.name != _lock_name(shard, generations.get(shard, 0))
         ]
-        kept = sorted(self._held.keys() - set(passed_over))
-        given_up = passed_over + kept[share:]
-        if given_up:
+        kept = sorted(self._owned() - set(passed_over))
+        if passed_over or kept[share:]:
+            self._leaving |= dict.fromkeys(kept[share:], now_s + HAND_OVER_S_MAX)
             self._announce(frozenset(kept[:share]))
-            self._release(given_up)
+        at_rest = [
+            shard
+            for shard, until_s in self._leaving.items()
+            if now_s > until_s or not self._is_busy(shard)
+        ]
+        if passed_over or at_rest:
+            self._release(passed_over + at_rest)
             self._ring()
-        if not self._closed and len(self._held) < share:
+        if not self._closed and len(self._owned()) < share:
             # Each starts at another shard, so that members that start together seldom collide.
             start = running.index(self._id) * SHARDS // len(running)
             order = [(start + step) % SHARDS for step in range(SHARDS)]
             self._take(order, generations, share, frozenset(running))
-            if self._held.keys() != self._shards:
-                self._announce(frozenset(self._held))
+            if self._owned() != self._shards:
+                self._announce(self._owned())
+
+    def _owned(self) -> frozenset[int]:
+        return frozenset(self._held.keys() - self._leaving.keys())
 
     def _announce(self, shards: frozenset[int]) -> None:
         self._shards = shards
@@ -191,6 +210,7 @@ class _Member(Ownership):
 
     def _release(self, shards: Iterable[int]) -> None:
         for shard in shards:
+            self._leaving.pop(shard, None)
             lock = self._held.pop(shard, None)
             if lock is not None:
                 lock.release()
@@ -203,7 +223,7 @@ class _Member(Ownership):
         running: frozenset[str],
     ) -> None:
         for shard in order:
-            if len(self._held) >= share:
+            if len(self._owned()) >= share:
                 return
             if shard not in self._held:
                 lock = self._lock_of(shard, generations.get(shard, 0), running)

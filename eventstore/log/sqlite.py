@@ -358,6 +358,7 @@ class SqliteLog(Log):
         group: str,
         changed: Callable[[frozenset[int]], None],
         progress: Progress | None = None,
+        is_busy: Callable[[int], bool] | None = None,
     ) -> Ownership:
         """Join `group` and hold a fair share of the topic's shards until closed.
 
@@ -368,7 +369,7 @@ class SqliteLog(Log):
             self._refuse_when_closed()
             if self._owners is None:
                 self._owners = ShardOwners(self.folder)
-            return self._owners.join(topic.name, group, changed)
+            return self._owners.join(topic.name, group, changed, is_busy)
 
     # --- an operator's look --------------------------------------------------------------------
 

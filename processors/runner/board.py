@@ -259,6 +259,11 @@ class Board:
             self.is_stopping = True
             self._ready.clear()
 
+    def is_busy(self, shard: int) -> bool:
+        """Whether something of a shard runs, be the shard another's by now."""
+        with self.mutex:
+            return any(lane.is_busy for lane in self.lanes.values() if lane.shard == shard)
+
     def wait_idle(self, deadline: float) -> bool:
         """Wait for what runs, until `deadline` (time.monotonic()); whether all of it ended."""
         with self.mutex:

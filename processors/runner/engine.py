@@ -275,7 +275,7 @@ class Runner:
             if self._wants_triggers:
                 self._relays = Relays(self.store, self.component, self.processing)
             self._ownership = self.processing.own(
-                self.component.name, self._shards_changed, self._lag.offsets
+                self.component.name, self._shards_changed, self._lag.offsets, self._board.is_busy
             )
         except BaseException:
             self.stop_now()

@@ -937,6 +937,55 @@ def test_two_runners_of_one_lane_have_one_effect(
         assert app.get(f"i{lane}", "log") == list(range(lane, 400, 4))
 
 
+def test_what_runs_when_another_runner_joins_is_not_begun_a_second_time(
+    store: EventStore, run: Callable[..., Runner]
+) -> None:
+    if store.url.startswith("memory:"):
+        pytest.skip("a memory log passes shards on at once")
+    component, began, gate = Component("slow"), [], threading.Event()
+
+    @component.update("k")
+    async def wait(state: State, props: dict[str, Any]) -> dict[str, Any]:
+        began.append(props["n"])
+        assert await asyncio.to_thread(gate.wait, WAIT_S)
+        return {"n": props["n"]}
+
+    first = run(component)
+    instances = first_of_each_shard(first)
+    receipts = [
+        store.app("slow").request(name, "k/wait", {"n": n}) for n, name in enumerate(instances)
+    ]
+    assert eventually(lambda: len(began) == len(instances), WAIT_S)
+    with EventStore(store.url, namespace=store.config.namespace) as elsewhere:
+        second = Runner(elsewhere, component).start()
+        assert eventually(lambda: len(first.snapshot().shards) < len(instances), WAIT_S)
+        # It would have them, and have begun, within this time.
+        assert not eventually(lambda: bool(second.snapshot().shards), 2.0)
+        gate.set()
+        assert eventually(
+            lambda: (
+                len(first.snapshot().shards | second.snapshot().shards) == len(instances)
+                and bool(second.snapshot().shards)
+            ),
+            WAIT_S,
+        )
+        first.complete(receipts, WAIT_S)
+        second.stop()
+
+    assert sorted(began) == list(range(len(instances)))
+    assert [store.app("slow").get(name, "n") for name in instances] == sorted(began)
+
+
+def first_of_each_shard(runner: Runner) -> list[str]:
+    """Return the name of an instance for each shard of a runner's app."""
+    names: dict[int, str] = {}
+    for number in itertools.count():
+        names.setdefault(runner.processing.shard_of(str(number)), str(number))
+        if len(names) == runner.processing.shards():
+            break
+    return list(names.values())
+
+
 # --- in processes of their own --------------------------------------------------------------------
 
 
