@@ -41,6 +41,7 @@ from processors import Component, ComponentInstance, DiscardPolicy, Retry, Updat
 from processors.beginning import begins_alone, has_begun
 from processors.runner import Runner
 from processors.stores import give_back, processing_of, take
+from tests.contract import logs
 from tests.fault import worker_handlers
 
 ROOT = Path(__file__).parents[2]
@@ -108,10 +109,7 @@ def gate() -> Iterator[str]:
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Wait for what no event tells: the work of a runner, or of another store's view."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    assert logs.eventually(condition, DEADLINE_S)
 
 
 # --- opening -------------------------------------------------------------------------------------

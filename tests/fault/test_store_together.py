@@ -217,32 +217,29 @@ with EventStore(sys.argv[1]) as store:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_store_that_a_forked_child_opens_appends_and_refuses_to_open_a_view(
-    tmp_path: Path,
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKS_AND_OPENS, str(tmp_path)],
+def forked(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_store_that_a_forked_child_opens_appends_and_refuses_to_open_a_view(
+    tmp_path: Path,
+) -> None:
+    done = forked(FORKS_AND_OPENS, tmp_path)
 
     assert done.stdout.split() == ["refused", "True", "parent", "2"], done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_is_refused_and_does_its_parent_no_harm(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = forked(FORKS, tmp_path)
 
     assert done.stdout.split() == ["refused", "5", "parent", "2"], done.stderr
     with EventStore(tmp_path) as store:
