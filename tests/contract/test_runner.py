@@ -941,7 +941,7 @@ def test_what_runs_when_another_runner_joins_is_not_begun_a_second_time(
     store: EventStore, run: Callable[..., Runner]
 ) -> None:
     if store.url.startswith("memory:"):
-        pytest.skip("a memory log passes shards on at once")
+        pytest.skip("a memory log is one program's")
     component, began, gate = Component("slow"), [], threading.Event()
 
     @component.update("k")
@@ -974,6 +974,36 @@ def test_what_runs_when_another_runner_joins_is_not_begun_a_second_time(
 
     assert sorted(began) == list(range(len(instances)))
     assert [store.app("slow").get(name, "n") for name in instances] == sorted(began)
+
+
+def test_what_runs_for_too_long_when_another_runner_joins_runs_there_as_well_and_counts_once(
+    store: EventStore, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store.url.startswith("memory:"):
+        pytest.skip("a memory log is one program's")
+    for log in ("ownership", "kafka_owner"):
+        monkeypatch.setattr(f"eventstore.log.{log}.HAND_OVER_S_MAX", 0.1)
+    component, began, gate = Component("long"), [], threading.Event()
+
+    @component.update("k")
+    async def wait(state: State, props: dict[str, Any]) -> Diff:
+        began.append(props["n"])
+        assert await asyncio.to_thread(gate.wait, WAIT_S)
+        return Diff().append("log", props["n"])
+
+    first = run(component)
+    instances = first_of_each_shard(first)
+    app = store.app("long")
+    receipts = [app.request(name, "k/wait", {"n": n}) for n, name in enumerate(instances)]
+    assert eventually(lambda: len(began) == len(instances), WAIT_S)
+    with EventStore(store.url, namespace=store.config.namespace) as elsewhere:
+        second = Runner(elsewhere, component).start()
+        assert eventually(lambda: len(began) > len(instances), WAIT_S)
+        gate.set()
+        first.complete(receipts, WAIT_S)
+        second.stop()
+
+    assert [app.get(name, "log") for name in instances] == [[n] for n in range(len(instances))]
 
 
 def first_of_each_shard(runner: Runner) -> list[str]:

@@ -123,7 +123,9 @@ class Storm:
     @property
     def tracebacks(self) -> int:
         """How many errors the processes met that no kill explains."""
-        return self.said.read_text().count("Traceback")
+        said = self.said.read_text()
+        # Of a process for updates whose daemon was killed while it made it.
+        return said.count("Traceback") - said.count("EOFError: Ran out of input")
 
     @property
     def _share(self) -> int:
