@@ -257,12 +257,14 @@ class LiveStates:
 class Handed:
     """What one run of a handler is given of the state, and what its results change."""
 
+    __slots__ = ("_component", "_diff", "_live", "_state", "_update", "given")
+
     def __init__(self, component: Component, update: Update, live: LiveStates) -> None:
         self._component, self._update, self._live = component, update, live
         #: What the handler works on: a State, or with hooks a LiveState.
         self.given: Any = None
-        self._state = State()
-        self._diff = Diff()
+        self._state: State | None = None
+        self._diff: Diff | None = None
 
     def begin(self, state: State) -> Any:
         """Return what the handler gets of a state.
@@ -276,8 +278,9 @@ class Handed:
 
     def diff_of(self, result: object) -> Diff:
         """Return what a result changes; see the function of this name for errors."""
-        self._diff = diff_of(self._component, self._update, self._state, self.given, result)
-        return self._diff
+        assert self._state is not None
+        self._diff = diff = diff_of(self._component, self._update, self._state, self.given, result)
+        return diff
 
     def go_on(self, state: State) -> Any:
         """Return what the handler gets of the state that its checkpoint has led to.
@@ -294,6 +297,8 @@ class Handed:
         return self.begin(state)
 
     def _is_ours(self, state: State) -> bool:
+        assert self._state is not None
+        assert self._diff is not None
         return self._state.after(self._diff).to_json() == state.to_json()
 
 
