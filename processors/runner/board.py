@@ -167,7 +167,7 @@ class Board:
         """Give a lane back that was taken."""
         with self.mutex:
             lane.is_busy = False
-            lane.running = lane.run = None
+            lane.run = None
             lane.expected = lane.expected_answer = None
             self.busy -= 1
             if lane.is_broken and not lane.in_flight:
@@ -219,7 +219,7 @@ class Board:
             if self._async_running < self._async_max:
                 self._async_running += 1
                 return True
-            lane.running = lane.run = None
+            lane.run = None
             lane.is_busy = False
             self.busy -= 1
             if not lane.is_queued:

@@ -335,11 +335,10 @@ class Runner:
             waiting = sum(len(lane.waiting) + len(lane.delayed) for lane in lanes)
             firsts = (one for lane in lanes if (one := lane.oldest()) is not None)
             running = [
-                Running(lane.instance, lane.running.name, lane.running.sequence,
-                        lane.running_since_ms)
+                Running(lane.instance, lane.run.one.name, lane.run.one.sequence, lane.run.began_ms)
                 for lane in lanes
-                if lane.running is not None
-            ]  # fmt: skip
+                if lane.run is not None
+            ]
             counts = board.counts
             return RunnerStatus(
                 self.component.name, self._shards, tuple(running), waiting,

@@ -82,11 +82,15 @@ class Handlers:
     def run(self, run: Run) -> bool:
         """Run a handler and answer; True if the lane is somebody else's now."""
         run.one.runs += 1
-        run.lane.run = run
         is_asked_for = self.is_for_process(run.update, run.lane.instance)
         if run.one.suspect or is_asked_for:
             return self._run_in_worker(run, is_asked_for=is_asked_for)
         return self._begin_async(run) if run.update.is_async else self._run_here(run)
+
+    def _begin(self, run: Run) -> None:
+        """Say that a run begins: nothing can keep it from it any more."""
+        run.began_ms = self._board.clock.now_ms()
+        run.lane.run = run
 
     def run_in(self, instance: str, worker: Literal["thread", "process"]) -> None:
         """Let the plain updates of an instance run there, unless they say it themselves.
@@ -155,6 +159,7 @@ class Handlers:
         """Run a plain update in this thread; True if it took so long that it lost its lane."""
         timeout_s = run.update.timeout_s
         run.thread = threading.get_ident()
+        self._begin(run)
         cancel_timer = None
         if timeout_s is not None:
             why = f"it ran longer than timeout_s={timeout_s}; its thread was left alone"
@@ -240,6 +245,7 @@ class Handlers:
             run.update.timeout_s,
         )
         answering = self._answering
+        self._begin(run)
         try:
             with self._board.held_up():
                 done = workers.run(task, run.calls)
@@ -270,6 +276,7 @@ class Handlers:
         if not self._board.take_slot(run.lane):
             run.one.runs -= 1  # it has not begun
             return True
+        self._begin(run)
         fault_point("processor.handler.before")
         try:
             arguments = run.arguments(self._live)

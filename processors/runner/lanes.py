@@ -112,9 +112,7 @@ class Lane:
     foreign_version: int = -1
     #: Refused answers, until all that were on their way with them are judged.
     refused: list[Waiting] = field(default_factory=list)
-    #: What runs now, if anything does.
-    running: Waiting | None = None
-    running_since_ms: int = 0
+    #: What runs now, if anything does: from when no policy can discard it as it waits any more.
     run: Run | None = None
     #: A request that is about to be written together with its answer, and that answer once it came.
     expected: int | None = None
@@ -159,8 +157,8 @@ class Lane:
 
     def part_came(self, cause: int, part: int) -> None:
         """Take note of an accepted part of an answer, whoever made it."""
-        if self.running is not None and self.running.sequence == cause:
-            one: Waiting | None = self.running
+        if self.run is not None and self.run.one.sequence == cause:
+            one: Waiting | None = self.run.one
         else:
             one = self.waiting.get(cause) or self.delayed.get(cause) or self.in_flight.get(cause)
         if one is not None and part >= one.parts:

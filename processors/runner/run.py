@@ -121,6 +121,8 @@ class Run:
         self._handed: Handed | None = None
         #: The handler ended, or was given up: whoever sets it first decides what comes of it.
         self.is_over = False
+        #: When the handler was called, by the log's clock.
+        self.began_ms = 0
         #: Of a plain update: which thread runs it.
         self.thread = 0
         self.cancel: Callable[[], None] | None = None

@@ -96,8 +96,7 @@ class Turns:
                     break
                 if until is not None and self._needs_own_thread(one):
                     break
-                lane.running = one
-                lane.running_since_ms = board.clock.now_ms()
+                lane.run = None
             board.begin_handler()
             if self._step(lane, one, is_first=is_first):
                 return True

@@ -36,6 +36,7 @@ from eventstore import (
     ReadTimeout,
     Rejected,
     UnsupportedValue,
+    testing,
 )
 from processors import Component, ComponentInstance, DiscardPolicy, Retry, UpdateFailed
 from processors.beginning import begins_alone, has_begun
@@ -1276,6 +1277,7 @@ def test_a_discarded_request_says_why(store: EventStore, gate: str) -> None:
         eventually(lambda: first.updates[0].state == "running")
         submissions = [first, *(instance.submit("go", {"n": number}) for number in (1, 2, 3))]
         assert [one.updates[0].state for one in submissions[1:]] == ["pending"] * 3
+        instance.get_version()  # a read has what was requested before it, and so has the runner
         gates[gate].set()
         outcomes = [submission.wait(DEADLINE_S)[0] for submission in submissions]
 
@@ -1288,6 +1290,35 @@ def test_a_discarded_request_says_why(store: EventStore, gate: str) -> None:
         )
         assert [outcome.attempts for outcome in outcomes] == [1, 0, 0, 1]
         assert instance.read_state("log") == [0, 3]
+
+
+def test_a_request_that_may_still_be_discarded_does_not_count_as_running(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("Undecided")
+    is_next, may_go_on = threading.Event(), threading.Event()
+
+    @component.update("go", DiscardPolicy.NUM_NEW_UPDATES, 1)
+    def go(state: Any, props: Any) -> Any:
+        return Diff().append("log", props["n"])
+
+    def stand_still(point: str) -> None:
+        if point == "processor.step":
+            is_next.set()
+            assert may_go_on.wait(DEADLINE_S)
+
+    monkeypatch.setattr(testing, "on_fault_point", stand_still)
+    with component("mine", store=store) as instance:
+        first = instance.submit("go", {"n": 0})
+        assert is_next.wait(DEADLINE_S)
+        before = first.updates[0].state
+        second = instance.submit("go", {"n": 1})
+        instance.get_version()  # a read has what was requested before it, and so has the runner
+        may_go_on.set()
+        outcomes = [submission.wait(DEADLINE_S)[0].state for submission in (first, second)]
+
+    assert before == "pending"
+    assert outcomes == ["discarded", "applied"]
 
 
 def test_a_running_update_that_is_given_up_says_so(store: EventStore) -> None:

@@ -113,6 +113,7 @@ def test_a_flush_returns_although_a_policy_gives_up_what_is_queued(store: EventS
         assert begun.wait(WAIT_S)
         for n in range(1, 10):
             instance.run("k", {"n": n})
+        instance.get_version()  # a read has what was requested before it, and so has the runner
         threading.Timer(0.05, go.set).start()
         instance.flush_update("k", timeout_s=WAIT_S)
 

@@ -592,7 +592,7 @@ def test_a_row_of_answers_that_somebody_else_has_ended_is_judged_before_another_
     receipts[-1].entry()
     asked.set()
     assert ended.wait(WAIT_S)
-    assert eventually(lambda: not runner.snapshot().running)
+    assert eventually(lambda: not runner._board.busy)
     for go_on in held_back:
         go_on()
     runner.complete(receipts, WAIT_S)
