@@ -12,7 +12,6 @@ import uuid
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 
 from eventstore.config import Config
 from eventstore.errors import Closed, ConfigError, LogTruncated, LogUnavailable
@@ -157,7 +156,8 @@ class MemoryLog(Log):
             raise LogTruncated(f"{topic.name}: offset {offset} is not in 0 to {len(stored)}")
         records: list[Record] = []
         size_bytes = 0
-        for record in islice(stored, offset, offset + records_max):
+        for place in range(offset, min(offset + records_max, len(stored))):
+            record = stored[place]
             records.append(record)
             size_bytes += len(record.key or b"") + len(record.value or b"")
             if size_bytes >= bytes_max:
