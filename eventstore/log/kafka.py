@@ -470,8 +470,13 @@ class _Stream:
 
     def ask_end(self, partition: int) -> int:
         """Ask the cluster for the end; what lies below it is returned by every later `read`."""
+        known = self._ends.get(partition, 0)
         end = self._log.cluster.offset_end(self._name, partition)
-        self._ends[partition] = end
+        with self._mutex:
+            # Of two threads that ask, the one with the older answer may come here last. But less
+            # than what was known before it was asked for is no older answer: the log was cut.
+            known = self._ends.get(partition, 0) if end >= known else 0
+            self._ends[partition] = max(end, known)
         return end
 
     def wait(
@@ -505,13 +510,13 @@ class _Stream:
                 return False
             ends = {one: answered_end(answer) for one, answer in self._asked_ends.items()}
             self._asked_ends = {}
-        unsent = {
-            partition: end
-            for partition, end in ends.items()
-            if end is not None and offsets.get(partition, end) < end
-        }
-        for partition, end in unsent.items():
-            self._ends[partition] = max(end, self._ends.get(partition, 0))
+            unsent = {
+                partition: end
+                for partition, end in ends.items()
+                if end is not None and offsets.get(partition, end) < end
+            }
+            for partition, end in unsent.items():
+                self._ends[partition] = max(end, self._ends.get(partition, 0))
         return bool(unsent)
 
     def check_identity(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -254,6 +256,37 @@ def test_who_waits_hears_of_what_the_client_was_not_sent(
     batch = log.read(topic, partition, second, records_max=100, bytes_max=1 << 20)
 
     assert heard
+    assert [record.value for record in batch.records] == [b"second"]
+
+
+def test_what_one_thread_asked_for_is_read_though_the_older_answer_of_another_comes_late(
+    open_log: OpenLog, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, other_log = open_log(), open_log()
+    monkeypatch.setattr("eventstore.log.kafka_reader._STUCK_S", 0.5)
+    topic = made(log, f"{namespace}.app")
+    partition, second = stop_fetching(log, topic)
+    ask_end = log.cluster.offset_end
+    is_answered, may_go_on = threading.Event(), threading.Event()
+
+    def answered_late(name: str, partition: int) -> int:
+        end = ask_end(name, partition)
+        is_answered.set()
+        assert may_go_on.wait(DEADLINE_S)
+        return end
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(log.cluster, "offset_end", answered_late)
+        older = pool.submit(log.offset_end, topic, partition)
+        assert is_answered.wait(DEADLINE_S)
+        monkeypatch.setattr(log.cluster, "offset_end", ask_end)
+        write(other_log, topic, (b"o-1", b"second"))
+        newer = log.offset_end(topic, partition)
+        may_go_on.set()
+        ends = (older.result(DEADLINE_S), newer)
+    batch = log.read(topic, partition, second, records_max=100, bytes_max=1 << 20)
+
+    assert ends == (second, second + 1)
     assert [record.value for record in batch.records] == [b"second"]
 
 
