@@ -11,6 +11,7 @@ kafka_settings.py states what we ask of Kafka, kafka_client.py asks the question
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -232,8 +233,11 @@ class KafkaLog(Log):
         for all that this process can know of, which is what it wrote itself and every end that
         `offset_end` returned. What others wrote since arrives by `wait`, or by `offset_end`.
         """
-        self._refuse_when_closed()
-        return self._stream(topic).read(partition, offset, records_max, bytes_max)
+        while True:
+            self._refuse_when_closed()
+            # Closed it is, too, when another thread has asked for another topic of this name.
+            with contextlib.suppress(Closed):
+                return self._stream(topic).read(partition, offset, records_max, bytes_max)
 
     def offset_first(self, topic: Topic, partition: int) -> int:
         """Return the offset of the first record that the log still has (0 unless cut)."""
@@ -269,7 +273,11 @@ class KafkaLog(Log):
         """Wait until there is something at or after an offset; see `Log.wait`."""
         self._refuse_when_closed()
         wakes = self._wakes
-        return self._stream(topic).wait(offsets, timeout_s, lambda: self._wakes != wakes)
+        try:
+            return self._stream(topic).wait(offsets, timeout_s, lambda: self._wakes != wakes)
+        except Closed:
+            self._refuse_when_closed()
+            return False  # the name has another topic by now: whoever reads will hear of it
 
     def wake(self) -> None:
         """Make every `wait` of this process return now (within 25 ms)."""
@@ -399,6 +407,7 @@ class _Stream:
         self._log = log
         self._name = name
         self._mutex = threading.Lock()
+        self._closed = False
         self._tail: Reader | None = None
         self._scan: Reader | None = None
         self._scanning = threading.Lock()
@@ -423,9 +432,11 @@ class _Stream:
             return self._read_by_scan(partition, offset, records_max, bytes_max)
 
     def _read_by_scan(self, partition: int, offset: int, records_max: int, bytes_max: int) -> Batch:
-        if self._scan is None:
-            self._scan = self._log.reader(self._name, _SCAN_LINGER_MS)
-        scan = self._scan
+        with self._mutex:
+            self._refuse_when_closed()
+            if self._scan is None:
+                self._scan = self._log.reader(self._name, _SCAN_LINGER_MS)
+            scan = self._scan
         self._scanned_at = time.monotonic()
         while True:
             if not scan.covers(partition, offset):
@@ -483,6 +494,7 @@ class _Stream:
         self, offsets: Mapping[int, int], timeout_s: float, is_woken: Callable[[], bool]
     ) -> bool:
         with self._mutex:
+            self._refuse_when_closed()
             if self._tail is None:
                 self._tail = self._log.reader(self._name, _TAIL_LINGER_MS)
             tail = self._tail
@@ -537,9 +549,15 @@ class _Stream:
         self._checked_at = now
 
     def close(self) -> None:
+        with self._mutex:
+            self._closed = True  # from here on no reader is made that nobody would close
         for reader in (self._tail, self._scan):
             if reader is not None:
                 reader.close()
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise Closed(f"the readers of topic {self._name} of {self._log.url} are closed")
 
     def clients(self) -> list[object]:
         readers = [reader for reader in (self._tail, self._scan) if reader is not None]

@@ -250,6 +250,7 @@ class Reader:
         """Go on at these offsets, and forget what was fetched of these partitions."""
         places = [Place(self._topic, partition, offset) for partition, offset in offsets.items()]
         with self._alone():
+            self._refuse_when_closed()
             for partition in offsets:
                 self._forget(partition)
             self._consumer.incremental_assign(places)

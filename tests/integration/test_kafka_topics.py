@@ -290,6 +290,57 @@ def test_what_one_thread_asked_for_is_read_though_the_older_answer_of_another_co
     assert [record.value for record in batch.records] == [b"second"]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_reader_that_meets_the_close_of_its_log_is_told_so(
+    log: KafkaLog, namespace: str, monkeypatch: pytest.MonkeyPatch, waits: bool, is_first: bool
+) -> None:
+    topic = made(log, f"{namespace}.app")
+    ((partition, offset),) = write(log, topic, (b"o-1", b"value"))
+
+    def ask() -> object:
+        if waits:
+            return log.wait(topic, {partition: offset + 1}, 0.05)
+        return log.read(topic, partition, offset, records_max=1, bytes_max=1)
+
+    if not is_first:
+        ask()
+    find = log._stream
+    is_about_to, may_go_on = threading.Event(), threading.Event()
+
+    def stand_still(topic: Topic) -> object:
+        found = find(topic)
+        is_about_to.set()
+        assert may_go_on.wait(DEADLINE_S)
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(log, "_stream", stand_still)
+        asked = pool.submit(ask)
+        assert is_about_to.wait(DEADLINE_S)
+        log.close()
+        may_go_on.set()
+        error = asked.exception(DEADLINE_S)
+
+    assert isinstance(error, Closed)
+    assert str(error) == f"the log {log.url} is closed"
+
+
+def test_who_waits_for_a_topic_is_let_go_when_its_name_has_another(
+    log: KafkaLog, namespace: str
+) -> None:
+    topic = made(log, f"{namespace}.app")
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(log.wait, topic, {0: 0}, DEADLINE_S)
+        assert eventually(lambda: topic.name in log._streams)
+        with pytest.raises(LogTruncated):
+            log.offset_end(topic._replace(identity="another"), 0)
+        has_news = waiting.result(DEADLINE_S)
+
+    assert not has_news
+
+
 def test_a_deleted_beginning_is_truncation(
     log: KafkaLog, namespace: str, administrator: Administrator
 ) -> None:
