@@ -842,16 +842,20 @@ def test_a_busy_instance_does_not_starve_another(
 ) -> None:
     component = Component("fair")
     order: list[str] = []
+    is_ready = threading.Event()
 
     @component.update("k")
     def note(state: State, props: dict[str, Any]) -> None:
+        assert is_ready.wait(WAIT_S)  # a lane goes on while others are still taken in
         order.append(str(state.instance_id))
 
     app = store.app("fair")
     receipts = [app.request("busy", "k/note") for _ in range(2_000)]
     receipts.append(app.request("quiet", "k/note"))
     receipts[-1].entry()
-    run(component, concurrency=1).complete(receipts, WAIT_S)
+    runner = run(component, concurrency=1)
+    is_ready.set()
+    runner.complete(receipts, WAIT_S)
 
     assert order.index("quiet") < 1_000
 
