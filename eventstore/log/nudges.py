@@ -102,6 +102,9 @@ class Nudges:
         if sys.platform == "win32":
             return
         own = self._listener.name if self._listener else None
+        # Before the listing: this thread may stand still after it, and what changes meanwhile, in
+        # the same tick still, is not in it.
+        settled = time.time_ns() - mtime_ns > _LISTING_SETTLES_NS
         try:
             names = {name for name in os.listdir(self._folder) if name.endswith(".fifo")} - {own}
         except OSError:
@@ -116,7 +119,7 @@ class Nudges:
         for name in self._bells.keys() - names:
             os.close(self._bells.pop(name))
         self._listed_mtime_ns = mtime_ns
-        self._listing_settled = time.time_ns() - mtime_ns > _LISTING_SETTLES_NS
+        self._listing_settled = settled
 
     def _ring_one(self, name: str, bell: int) -> None:
         try:

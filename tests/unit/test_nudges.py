@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,35 @@ def test_a_listener_that_comes_later_is_found(tmp_path: Path) -> None:
     ringer.ring()
 
     assert listener.listen(DEADLINE_S)
+    ringer.close()
+    listener.close()
+
+
+def test_a_listener_that_comes_right_after_a_listing_is_found_by_the_next_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ringer, listener = Nudges(tmp_path), Nudges(tmp_path)
+    listdir, now_ns = os.listdir, time.time_ns()
+    monkeypatch.setattr("eventstore.log.nudges.time.time_ns", lambda: now_ns)
+    os.utime(tmp_path, ns=(now_ns, now_ns))
+
+    def list_and_stand_still(folder: Path) -> list[str]:
+        nonlocal now_ns
+        names = listdir(folder)
+        if listener._listener is None:
+            tick_ns = now_ns
+            listener.open()
+            os.utime(tmp_path, ns=(tick_ns, tick_ns))  # in the same tick as the change before
+            now_ns += 1_000_000_000
+        return names
+
+    monkeypatch.setattr("eventstore.log.nudges.os.listdir", list_and_stand_still)
+    ringer.ring()
+    heard_first = listener.listen(0)
+    ringer.ring()
+
+    assert not heard_first
+    assert listener.listen(0)
     ringer.close()
     listener.close()
 
