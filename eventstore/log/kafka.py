@@ -230,8 +230,8 @@ class KafkaLog(Log):
         """Return committed records from `offset` on; see `Log.read`.
 
         Where `wait` stands already, "nothing there" is said without asking the cluster: it is true
-        for all that this process can know of, which is what it wrote itself and every end that
-        `offset_end` returned. What others wrote since arrives by `wait`, or by `offset_end`.
+        for all that this process can know of, which is what it wrote or read itself and every end
+        that `offset_end` returned. What others wrote since arrives by `wait`, or by `offset_end`.
         """
         while True:
             self._refuse_when_closed()
@@ -422,8 +422,9 @@ class _Stream:
         self.check_identity()
         tail = self._tail
         if tail is not None:
-            # Everything that this process can know of: what it wrote, and ends that it asked for.
-            # News of others come by `wait`; asking here would cost a request per empty read.
+            # Everything that this process can know of: what it wrote, and ends that it asked for or
+            # read up to. News of others come by `wait`; asking here would cost a request per empty
+            # read.
             end = max(self._written.get(partition, 0), self._ends.get(partition, 0))
             batch = self._read(tail, partition, offset, records_max, bytes_max, end)
             if batch is not None:
@@ -452,6 +453,8 @@ class _Stream:
             batch = self._read(scan, partition, offset, records_max, bytes_max, None)
             if batch is not None:
                 break
+        with self._mutex:  # it was fetched ahead, maybe, and lies behind the end that was asked for
+            self._ends[partition] = max(batch.offset_next, self._ends.get(partition, 0))
         # What nobody goes on with must not be fetched: it would fill the queue that all partitions
         # share. At the end it would ask the brokers for news that nobody awaits.
         is_jump = records_max < _SCAN_RECORDS_MIN

@@ -290,6 +290,30 @@ def test_what_one_thread_asked_for_is_read_though_the_older_answer_of_another_co
     assert [record.value for record in batch.records] == [b"second"]
 
 
+def test_what_was_read_once_is_read_again_where_a_reader_stands_that_was_not_sent_it_yet(
+    open_log: OpenLog, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, other_log = open_log(), open_log()
+    monkeypatch.setattr("eventstore.log.kafka_reader._STUCK_S", 0.5)
+    topic = made(log, f"{namespace}.app")
+    ((partition, first),) = write(log, topic, (b"o-1", b"first"))
+    second = first + 1
+    log.read(topic, partition, first, records_max=100, bytes_max=1 << 20)
+    write(other_log, topic, (b"o-1", b"second"))
+    stream = log._streams[topic.name]
+    assert stream._scan is not None
+    assert stream._scan.wait({partition: second}, DEADLINE_S, lambda: False), "fetched ahead"
+
+    once = log.read(topic, partition, second, records_max=100, bytes_max=1 << 20)
+    log.wait(topic, {partition: second}, 0.0)
+    assert stream._tail is not None
+    stream._tail._consumer.pause([TopicPartition(topic.name, partition)])
+    again = log.read(topic, partition, second, records_max=100, bytes_max=1 << 20)
+
+    assert [record.value for record in once.records] == [b"second"]
+    assert list(again.records) == list(once.records)
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_reader_that_meets_the_close_of_its_log_is_told_so(
