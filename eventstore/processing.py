@@ -385,34 +385,43 @@ class Processing:
 
     def when_closed(
         self, instance: str, cause: int, callback: Callable[[], None]
-    ) -> Callable[[], None]:
+    ) -> Callable[[], object]:
         """Call `callback` once, when a request is closed; return what gives that up.
 
         It is called at once where the request is closed already; else in the thread that folds,
         so it must be quick and must not read.
         """
-        with self._mutex:
-            if self._unwatch is None:
-                self._unwatch = self.watch(self._closings)
+        self._watch_closings()
         place = (instance, cause)
         with self._mutex:
             self._waiting.setdefault(place, []).append(callback)
 
-        def give_up() -> None:
+        def take_back() -> bool:
+            """Whether the callback still waited; nobody else calls it from now on."""
             with self._mutex:
                 callbacks = self._waiting.get(place, [])
-                if callback in callbacks:
-                    callbacks.remove(callback)
-                    if not callbacks:
-                        del self._waiting[place]
+                if callback not in callbacks:
+                    return False
+                callbacks.remove(callback)
+                if not callbacks:
+                    del self._waiting[place]
+                return True
 
-        if self.closed_by(instance, cause) is not None:
-            with self._mutex:
-                waits = callback in self._waiting.get(place, [])
-            give_up()
-            if waits:
-                callback()
-        return give_up
+        # What is seen to be closed here may be told by whoever folds at this very moment.
+        if self.closed_by(instance, cause) is not None and take_back():
+            callback()
+        return take_back
+
+    def _watch_closings(self) -> None:
+        if self._unwatch is not None:
+            return
+        # Not under our lock: whoever folds has the view's, and may be waiting for ours.
+        unwatch = self.watch(self._closings)
+        with self._mutex:
+            if self._unwatch is None:
+                self._unwatch = unwatch
+                return
+        unwatch()  # another thread was here, too
 
     def _closings(self, folded: Sequence[Folded]) -> None:
         if not self._waiting:

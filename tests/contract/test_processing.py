@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from eventstore import ConfigError, EventStore, Guard, Kind, Verdict
 from eventstore.errors import ReadTimeout
 from eventstore.events import Answer, EffectKey, Event, RequestPolicy, Source
 from eventstore.processing import Folded, Processing
+from tests.lines import before_line
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -127,6 +130,56 @@ def test_who_comes_late_is_told_at_once(processing: Processing) -> None:
     processing.when_closed("o-1", sequence, lambda: calls.append(1))
 
     assert calls == [1]
+
+
+def test_who_asks_while_the_answer_is_told_is_told_once(processing: Processing) -> None:
+    told: list[Folded] = []
+    processing.watch(told.extend)
+    calls: list[int] = []
+    number, tellings = 0, 0
+
+    def tell() -> None:
+        nonlocal tellings
+        tellings += 1
+        if not processing._mutex.locked():  # else another thread would wait for a later line
+            processing._closings(told)
+
+    while tellings == number:  # until it has no such line
+        number += 1
+        sequence = processing.app.request("o-1", "ship").entry().sequence
+        answer = Event(Kind.DIFF, "ship", b"[]", answer=Answer(sequence, 0, True))
+        processing.send([("o-1", answer)])[0].entry()
+        with before_line(number, Processing.when_closed, tell):
+            processing.when_closed("o-1", sequence, partial(calls.append, number))
+
+    assert tellings > 10
+    assert calls == list(range(1, number + 1))
+
+
+def test_who_begins_to_wait_keeps_nobody_from_folding(
+    processing: Processing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (processing.app.request("o-1", "ship").entry().sequence for _ in range(2))
+    told: list[Folded] = []
+    processing.watch(told.extend)
+    processing.when_closed("o-1", first, lambda: None)
+    processing.close()
+    watch = processing.watch
+
+    def watch_behind_one_who_folds(callback: Callable[[Sequence[Folded]], None]) -> Any:
+        answer = Event(Kind.DIFF, "ship", b"[]", answer=Answer(first, 0, True))
+        processing.send([("o-1", answer)])[0].entry()
+        folding = threading.Thread(target=processing._closings, args=(told,), daemon=True)
+        folding.start()
+        folding.join(30)
+        stands_still.append(folding.is_alive())
+        return watch(callback)
+
+    stands_still: list[bool] = []
+    monkeypatch.setattr(processing, "watch", watch_behind_one_who_folds)
+    processing.when_closed("o-1", second, lambda: None)
+
+    assert stands_still == [False]
 
 
 def test_waiting_for_an_open_request_ends_with_advice(processing: Processing) -> None:

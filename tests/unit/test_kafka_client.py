@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,6 +27,7 @@ from eventstore.log.kafka_client import Cluster, Described
 from eventstore.log.kafka_settings import TopicPlan, parse_url
 from eventstore.log.kafka_writer import KafkaWriter
 from tests.contract.logs import DEADLINE_S, Told, eventually
+from tests.lines import before_line
 
 #: What Kafka 4.3 says, word for word. A broker that misses its heartbeats for some seconds is
 #: fenced until the next one.
@@ -203,29 +201,6 @@ class PromptProducer:
         self._queued.clear()
 
 
-@contextmanager
-def before_line(number: int, of: CodeType, run: Callable[[], None]) -> Iterator[None]:
-    """Call `run` before this thread runs the so-manieth line of a function, as often as it does."""
-    left = number
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal left
-        if frame.f_code is not of:
-            return None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                run()
-        return trace
-
-    earlier = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(earlier)
-
-
 def test_a_look_at_the_deadlines_in_the_middle_of_an_append_sees_nothing_overdue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -257,7 +232,7 @@ def test_a_look_at_the_deadlines_in_the_middle_of_an_append_sees_nothing_overdue
         number += 1
         told = Told()
         # A topic of its own: no earlier look has seen it.
-        with before_line(number, KafkaWriter._queue.__code__, look):
+        with before_line(number, KafkaWriter._queue, look):
             writer.append(f"app-{number}", [Append(0, b"k", b"v", told)])
         assert told.wait()
         assert told.error is None
