@@ -374,7 +374,10 @@ class Workers:
                 if self._is_closed:
                     raise Closed("the workers are closed")
                 if self._idle:
-                    return self._idle.pop()
+                    child = self._idle.pop()
+                    # Its time as an idle one ends here: the keeper may look before it is told more.
+                    child.due_s = math.inf
+                    return child
                 if len(self._children) < self.count_max:
                     child = _Child()
                     self._children.add(child)
@@ -386,11 +389,11 @@ class Workers:
             # It may have answered at the very moment at which it was killed.
             is_usable = not child.is_late and not self._is_closed
             if is_usable:
+                # In one step: whoever takes it next has a time of his own for it.
                 self._idle.append(child)
+                self._is_due_after(child, IDLE_S_MAX)
                 self._freed.notify()
-        if is_usable:
-            self._end_after(child, IDLE_S_MAX)
-        else:
+        if not is_usable:
             child.kill()
             self._drop(child)
 
@@ -409,12 +412,16 @@ class Workers:
     def _end_after(self, child: _Child, seconds: float) -> None:
         """Have the keeper end a child when it is still busy with the same, or idle, by then."""
         with self._mutex:
-            child.due_s = time.monotonic() + seconds
-            if self._keeper_wakes_s is None:
-                self._keeper_wakes_s = child.due_s
-                threading.Thread(target=self._keep, name="foldlog-workers", daemon=True).start()
-            elif child.due_s < self._keeper_wakes_s:
-                self._sooner.notify()
+            self._is_due_after(child, seconds)
+
+    def _is_due_after(self, child: _Child, seconds: float) -> None:
+        """As `_end_after`, with the mutex held."""
+        child.due_s = time.monotonic() + seconds
+        if self._keeper_wakes_s is None:
+            self._keeper_wakes_s = child.due_s
+            threading.Thread(target=self._keep, name="foldlog-workers", daemon=True).start()
+        elif child.due_s < self._keeper_wakes_s:
+            self._sooner.notify()
 
     def _keep(self) -> None:
         """End the children that are due, as long as there are any."""

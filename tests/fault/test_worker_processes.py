@@ -8,15 +8,17 @@ parent of its own where the parent is what ends.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -287,6 +289,64 @@ def test_a_child_that_is_idle_for_long_ends(
     assert eventually(lambda: multiprocessing.active_children() == [])
     assert is_gone(pid)
     assert fields_of(workers.run(task("count", {"by": 1}), Parent()))["pid"] != pid
+
+
+def test_a_child_that_is_taken_is_no_longer_to_end_as_an_idle_one(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dues_s: list[float] = []
+    converse = workers._converse
+
+    def look(child: Any, *arguments: Any) -> Any:
+        dues_s.append(child.due_s)  # all that the keeper looks at, should it wake up now
+        return converse(child, *arguments)
+
+    monkeypatch.setattr(workers, "_converse", look)
+    for _ in range(2):
+        workers.run(task("nothing"), Parent())
+
+    assert dues_s == [math.inf, math.inf]
+
+
+class StandsStill:
+    """A lock in front of which a thread stands still, once, when it has let go of it."""
+
+    def __init__(self, lock: threading.Lock, stands_still: Callable[[], bool]) -> None:
+        self._lock, self._stands_still = lock, stands_still
+        self.may_go_on = threading.Event()
+        self.stood_still: list[threading.Thread] = []
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        is_now = not self.stood_still and self._stands_still()
+        if is_now:
+            self.stood_still.append(threading.current_thread())
+        self._lock.release()
+        if is_now:
+            assert self.may_go_on.wait(DEADLINE_S)
+
+
+def test_who_gives_a_child_back_says_nothing_of_the_one_who_takes_it_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    due_s: list[float] = []
+    with Workers(1) as workers, ThreadPoolExecutor(1) as threads:
+        lock = StandsStill(workers._mutex, lambda: bool(workers._idle))
+        monkeypatch.setattr(workers, "_mutex", lock)
+        giver = threads.submit(workers.run, task("nothing"), Parent())
+        assert eventually(lambda: bool(lock.stood_still))
+
+        def let_the_giver_go_on() -> bool:
+            lock.may_go_on.set()
+            giver.result(DEADLINE_S)
+            due_s.extend(child.due_s for child in workers._children)
+            return True
+
+        workers.run(task("ask_once"), Parent(on_stale=let_the_giver_go_on))
+
+    assert due_s == [math.inf]  # an update without a time limit
 
 
 # --- what cannot be found in a child -------------------------------------------------------------
