@@ -5,9 +5,9 @@ Pure bookkeeping, without threads or log: the board's lock is held around every 
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -86,7 +86,8 @@ class Lane:
     #: In log order. An OrderedDict, because a dict whose first entries are taken away, one after
     #: the other, steps over all of their places each time that somebody asks for the first.
     waiting: OrderedDict[int, Waiting] = field(default_factory=OrderedDict)
-    delayed: dict[int, Waiting] = field(default_factory=dict)
+    #: Those that wait for their time, in log order.
+    delayed: OrderedDict[int, Waiting] = field(default_factory=OrderedDict)
     #: Answered, and the verdict is not known yet; in the order of their answers.
     in_flight: dict[int, Waiting] = field(default_factory=dict)
     #: Some thread, or a task of the loop, has this lane.
@@ -124,6 +125,8 @@ class Lane:
     #: Names for which the history was asked whether one was given up last.
     asked: set[str] = field(default_factory=set)
     _arrived: dict[str, int] = field(default_factory=dict)
+    #: A heap of (due_ms, sequence) of all that are delayed, and of some that are so no more.
+    _due: list[tuple[int, int]] = field(default_factory=list)
 
     def add(
         self,
@@ -143,11 +146,15 @@ class Lane:
             sequence, request.name, time_ms, request.due_ms, request.attempts, request.parts,
             ordinal, event, offset, taken_over, taken_over and request.attempts > 0,
         )  # fmt: skip
-        if request.due_ms is None:
-            self.waiting[sequence] = one
-        else:
-            self.delayed[sequence] = one
+        self._let_wait(one)
         return one
+
+    def _let_wait(self, one: Waiting) -> None:
+        if one.due_ms is None:
+            self.waiting[one.sequence] = one
+        else:
+            self.delayed[one.sequence] = one
+            heapq.heappush(self._due, (one.due_ms, one.sequence))
 
     def closed(self, sequence: int) -> None:
         """Forget a request that was closed, by whomever."""
@@ -169,10 +176,10 @@ class Lane:
         return self._arrived.get(one.name, 0) - one.ordinal
 
     def next(self, now_ms: int) -> Waiting | None:
-        """Return what is to run next: a delayed request that is due, else the first in order."""
-        for one in self.delayed.values():
-            if one.due_ms is not None and one.due_ms <= now_ms:
-                return one
+        """Return what is to run next: the delayed request that is overdue most, else the first."""
+        due_ms = self.due_ms()
+        if due_ms is not None and due_ms <= now_ms:
+            return self.delayed[self._due[0][1]]
         return next(iter(self.waiting.values()), None)
 
     def oldest(self) -> Waiting | None:
@@ -184,23 +191,32 @@ class Lane:
         """Return the first request, in log order, of which no answer counts yet."""
         found = next(iter(self.waiting.values()), None)
         if self.delayed or self.in_flight or self.refused:
-            for one in (*self.delayed.values(), *self.in_flight.values(), *self.refused):
+            first_delayed = next(iter(self.delayed.values()), None)
+            delayed = () if first_delayed is None else (first_delayed,)
+            for one in (*delayed, *self.in_flight.values(), *self.refused):
                 if found is None or one.sequence < found.sequence:
                     found = one
         return found
 
     def due_ms(self) -> int | None:
         """Return when the next delayed request is due."""
-        return min((one.due_ms or 0 for one in self.delayed.values()), default=None)
+        while self._due:
+            due_ms, sequence = self._due[0]
+            if sequence in self.delayed:
+                return due_ms
+            heapq.heappop(self._due)
+        return None
 
     def answered(self, one: Waiting) -> None:
         """Note that an answer is on its way."""
         (self.waiting if one.due_ms is None else self.delayed).pop(one.sequence, None)
         self.in_flight[one.sequence] = one
 
-    def sort(self) -> None:
+    def sort(self, *, delayed: bool = True) -> None:
         """Put what waits into log order."""
         self.waiting = OrderedDict(sorted(self.waiting.items()))
+        if delayed:
+            self.delayed = OrderedDict(sorted(self.delayed.items()))
 
     def break_row(self) -> None:
         """End the row of answers: what is on its way is judged before anything else is begun."""
@@ -216,18 +232,21 @@ class Lane:
             found.append(one)
         return found
 
-    def take_back(self, refused: Iterator[Waiting] | list[Waiting]) -> None:
+    def take_back(self, refused: list[Waiting]) -> None:
         """Let requests wait again whose answers did not count, in their old order."""
         for one in refused:
             self.in_flight.pop(one.sequence, None)
-            target = self.waiting if one.due_ms is None else self.delayed
-            target[one.sequence] = one
-        self.sort()
+            self._let_wait(one)
+        self.sort(delayed=any(one.due_ms is not None for one in refused))
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether it is ours, complete, and has nothing to run and nothing on its way."""
-        return self.is_empty and not (self.is_lost or self.is_taken_over or self.is_broken)
+        """Whether it is ours, complete, and has nothing to run now and nothing on its way."""
+        # Those that wait for their time have no place in the order.
+        return not (
+            self.waiting or self.in_flight or self.is_busy
+            or self.is_lost or self.is_taken_over or self.is_broken
+        )  # fmt: skip
 
     @property
     def is_empty(self) -> bool:

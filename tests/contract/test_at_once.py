@@ -193,6 +193,21 @@ def test_a_quick_update_is_written_side_by_side_with_its_request(
     assert (answer.event.answer.cause, answer.event.answer.closes) == (request.sequence, True)
 
 
+def test_a_request_that_waits_for_its_time_does_not_keep_an_update_from_running_at_once(
+    instance: ComponentInstance, store: EventStore, meanwhile: Meanwhile
+) -> None:
+    warm(instance, "add")
+    later = instance.submit("add", {"by": 5}, delay_s=3_600)
+    instance.get_version()  # a read has what was requested before it: else it is newer
+    before = logged(store)
+
+    instance.run("add", {"by": 5}, flush_update=True)
+
+    assert meanwhile.found[-1] == before  # no request was in the log while it ran
+    assert logged(store) == [*before, "REQUEST", "DIFF"]
+    assert later.updates[0].state == "pending"
+
+
 @pytest.mark.parametrize("open_store", ["sqlite"], indirect=True)
 def test_request_and_answer_are_one_commit(instance: ComponentInstance, store: EventStore) -> None:
     warm(instance, "add")
