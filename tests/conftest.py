@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that tests import tools.broker, whichever way pytest is called
 
+from tests.slow_threads import SlowThreads  # noqa: E402
 from tools.broker import broker  # noqa: E402
 
 #: Fixtures that need a broker: a test that asks for one of them gets the mark `kafka`.
@@ -74,7 +75,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # --- the last line: `kafka: N run, M skipped` ---
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("slow threads", "races (tests/slow_threads.py)")
+    group.addoption("--slow-threads", type=int, metavar="ROUNDS", help="slow some threads down")
+    group.addoption("--slow-seed", metavar="SEED", help="slow down those of a failure again")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if rounds := config.getoption("--slow-threads"):
+        config.pluginmanager.register(SlowThreads(rounds, config.getoption("--slow-seed")))
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # As a shell has it for what it runs in the background, and the programs that tests start
         # would have it from us: those could not be interrupted.
