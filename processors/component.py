@@ -83,7 +83,7 @@ def changed(
             default: the one of the same name.
         trigger_id: under which the trigger remembers how far it has looked. Give one, and keep it
             when the function is renamed: another id starts anew. Default: component.function.
-        start: the first diff that it sees: "now" is the first after the trigger was first run.
+        start: the first diff that it sees: "now" is the first after the trigger was first started.
         own_answers: whether what the component's own updates change counts too.
 
     Raises:

@@ -39,7 +39,6 @@ from processors.relay_record import (
     Cursor,
     Record,
     Start,
-    start_of,
     system_instance,
 )
 from processors.stores import processing_of
@@ -298,14 +297,7 @@ class Relay:
         trigger = self._trigger
         if trigger is None:
             return Start(self.watched_name, None, {}, None, frozenset())
-        start = self._record.start()
-        if start is None:
-            epoch = None if watched is None else epoch_of(watched)
-            if trigger.start == "beginning":
-                start = Start(self.watched_name, epoch, {}, None, frozenset())
-            else:
-                start = start_of(self.watched_name, watched, epoch)
-            start = self._record.decide(start)
+        start = self._record.decided_start(self.watched_name, watched, trigger.start)
         if start.app != self.watched_name:
             raise _Wrong(
                 f"the trigger id {trigger.trigger_id!r} was used to watch {start.app}, and how far"

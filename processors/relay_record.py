@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -31,9 +31,9 @@ from eventstore import (
 from eventstore.events import SYSTEM_PREFIX
 from eventstore.processing import Folded, Processing
 from eventstore.testing import fault_point
-from processors.relay_feed import Epoch, newest_entries
+from processors.relay_feed import Epoch, epoch_of, newest_entries
 
-__all__ = ["UNDELIVERED", "Cursor", "Record", "Start", "source_id", "start_of", "system_instance"]
+__all__ = ["UNDELIVERED", "Cursor", "Record", "Start", "source_id", "system_instance"]
 
 #: The name of the note on something that could not be delivered.
 UNDELIVERED: Final = "relay/undelivered"
@@ -172,6 +172,27 @@ class Record:
             return self._processing.state(self._instance).get(field)
         except InstanceNotFound:
             return None
+
+    def decided_start(
+        self, app: str, watched: Processing | None, begins: Literal["now", "beginning"]
+    ) -> Start:
+        """Return where the relay begins; it is decided now, and written down, where it was not.
+
+        Args:
+            app: the watched app's name.
+            watched: the watched app; None while there is none.
+            begins: at the end that the app has now, or at its beginning.
+
+        Raises:
+            EventStoreError: it is not known whether it was written; call again.
+        """
+        start = self.start()
+        if start is not None:
+            return start
+        epoch = None if watched is None else epoch_of(watched)
+        if begins == "beginning":
+            return self.decide(Start(app, epoch, {}, None, frozenset()))
+        return self.decide(start_of(app, watched, epoch))
 
     def decide(self, start: Start) -> Start:
         """Write a start down, unless there is one; return the one that counts.

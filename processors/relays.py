@@ -6,6 +6,7 @@ watched app steps all that watch it, and sleeps while none has anything to do.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,7 +17,7 @@ from eventstore import Closed, EventStore
 from eventstore.processing import Processing
 from processors.component import Component, Update
 from processors.relay import HEARTBEAT_S, Relay, RelayStatus, watched_app
-from processors.relay_record import system_instance
+from processors.relay_record import Record, system_instance
 
 __all__ = ["Relays"]
 
@@ -123,6 +124,27 @@ class Relays:
                 elif shard not in shards and name in self._running:
                     relay = self._running.pop(name)
                     self._steppers[relay.watched_name].remove(relay)
+
+    def decide_starts(self) -> None:
+        """Write down where triggers on the component's own app begin, be their relays here or not.
+
+        So they see what is appended from now on, however long it takes until some process has
+        their shards, and its threads their turn. What cannot be written now is decided by the
+        relays, and so is where triggers on other apps begin: to know their ends may take long.
+        """
+        name = self._component.name
+        triggers = [
+            update.trigger
+            for update in self._component.triggers
+            if update.trigger is not None and watched_app(self._component, update) == name
+        ]
+        if not triggers:
+            return
+        with contextlib.suppress(Exception):  # the relay meets it, too: it says so, and tries again
+            self._processing.catch_up()
+            for trigger in triggers:
+                record = Record(self._processing, system_instance(trigger.trigger_id))
+                record.decided_start(name, self._processing, trigger.start)
 
     def _started(self, update: Update | None) -> Relay:
         watched = watched_app(self._component, update)

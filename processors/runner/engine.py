@@ -274,6 +274,7 @@ class Runner:
             self._unwatch = self.processing.watch(self._folded)
             if self._wants_triggers:
                 self._relays = Relays(self.store, self.component, self.processing)
+                self._relays.decide_starts()
             self._ownership = self.processing.own(
                 self.component.name, self._shards_changed, self._lag.offsets, self._board.is_busy
             )

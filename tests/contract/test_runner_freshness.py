@@ -95,6 +95,29 @@ def test_a_trigger_sees_what_is_appended_after_an_instance_was_opened(
         assert seen.wait(WAIT_S)
 
 
+def test_a_trigger_sees_what_is_appended_before_anybody_has_its_shard(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("early")
+    appended, seen = threading.Event(), threading.Event()
+    take_over = Runner._take_over
+
+    def take_over_late(runner: Runner, gained: frozenset[int], shards: frozenset[int]) -> None:
+        appended.wait(WAIT_S)
+        take_over(runner, gained, shards)
+
+    @component.update(on=changed("items"))
+    def count(state: State, props: dict[str, Any]) -> None:
+        seen.set()
+
+    monkeypatch.setattr(Runner, "_take_over", take_over_late)
+    with component("i", store=store) as instance:
+        instance.write_state(Diff().append("items", "book"))
+        appended.set()
+
+        assert seen.wait(WAIT_S)
+
+
 def test_an_update_whose_view_is_rebuilt_under_it_runs_again_on_the_new_one(
     store: EventStore, run: Callable[[Component], Runner]
 ) -> None:
