@@ -398,11 +398,17 @@ def test_updates_of_all_flows_run_in_the_order_of_their_requests(
 
 
 def test_a_flush_does_not_overtake_what_is_queued(
-    counter: Component, store: EventStore, gate: str
+    counter: Component, store: EventStore, gate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    complete = Runner.complete
+
+    def go_on_and_wait(*args: Any) -> list[Entry]:
+        gates[gate].set()  # what is to be flushed is queued by now
+        return complete(*args)
+
+    monkeypatch.setattr(Runner, "complete", go_on_and_wait)
     with counter("mine", store=store) as instance:
         instance.run("slow note", {"what": "first", "gate": gate})
-        threading.Timer(0.05, gates[gate].set).start()
         instance.run("note", {"what": "flushed"}, flush_update=True)
 
         assert instance.read_state("log") == ["first", "flushed"]
@@ -1477,14 +1483,23 @@ def test_a_flush_reports_the_failures_that_it_waited_for(
 
 
 def test_a_flush_waits_for_an_update_that_another_process_runs(
-    counter: Component, open_store: Callable[[], EventStore], gate: str
+    counter: Component,
+    open_store: Callable[[], EventStore],
+    gate: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    closed = Runner.closed
+
+    def go_on_and_wait(*args: Any) -> Entry:
+        gates[gate].set()  # the flush knows what was pending when it began
+        return closed(*args)
+
+    monkeypatch.setattr(Runner, "closed", go_on_and_wait)
     with (
         counter("mine", store=open_store()) as one,
         counter("mine", store=open_store()) as other,
     ):
         one.run("note", {"what": 1, "gate": gate})
-        threading.Timer(0.1, gates[gate].set).start()
         other.flush_update("note", DEADLINE_S)
 
         assert other.read_state("log") == [1]
