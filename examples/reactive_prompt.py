@@ -204,12 +204,20 @@ def _recommend(reader: ComponentInstance) -> None:
 
 
 def _wait_until_fresh(reader: ComponentInstance) -> None:
-    """Return when the summary covers all purchases. A program that serves need not wait."""
+    """Return when the summary covers all purchases. A program that serves need not wait.
+
+    It may cover purchases whose own requests are still to come: those are waited for, too.
+    """
     bought = len(reader.read_state("purchases", []))
     deadline = time.monotonic() + FRESH_TIMEOUT_S
-    while reader.read_state("known") < bought and time.monotonic() < deadline:
+    while not _is_fresh(reader, bought) and time.monotonic() < deadline:
         time.sleep(0.01)
     print(f"  ... and when the shop is quiet, the prompt knows all {bought} purchases:")
+
+
+def _is_fresh(reader: ComponentInstance, bought: int) -> bool:
+    known: int = reader.read_state("known")
+    return known == bought == len(_learnings(reader, bought))
 
 
 def _account(reader: ComponentInstance, command: str) -> int:

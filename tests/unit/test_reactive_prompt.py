@@ -18,6 +18,7 @@ import pytest
 
 from eventstore import EventStore, Kind
 from examples import reactive_prompt
+from processors import ComponentInstance, Submitted
 
 
 class Endpoint(HTTPServer):
@@ -87,6 +88,26 @@ def test_the_prompt_keeps_up_and_every_purchase_is_accounted_for_run_after_run(
         events = [entry.event for entry in store.app("Recommender").history("ann")]
     requested = [one for one in events if (one.kind, one.name) == (Kind.REQUEST, "learn_taste")]
     assert len(requested) == 10  # one for each purchase
+
+
+@pytest.mark.usefixtures("no_endpoint")
+def test_a_purchase_that_is_summed_up_before_its_request_has_come_is_accounted_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learnings, looks = reactive_prompt._learnings, 0
+
+    def late(reader: ComponentInstance, bought: int) -> list[Submitted]:
+        nonlocal looks
+        looks += 1
+        found = learnings(reader, bought)
+        return found if looks > 1 else found[:-1]
+
+    monkeypatch.setattr(reactive_prompt, "_learnings", late)
+
+    code = reactive_prompt.main(["--url", str(tmp_path / "store"), "--purchases", "1"])
+
+    assert code == 0, capsys.readouterr().out
+    assert looks > 1
 
 
 def test_a_configured_endpoint_is_asked_once_for_each_summary_that_counts(
