@@ -8,6 +8,7 @@ write is sent again. Then histories, states, requests and view are checked as fo
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,15 +58,19 @@ class Load:
             thread.start()
 
     def _run(self, name: str) -> None:
-        number = 0
+        numbers = itertools.count()
         while not self._stop.is_set():
-            token = f"{name}-{number}"
-            try:
-                write_one(self._app, token)
-            except (LogUnavailable, ReadTimeout):
-                continue  # it may be there or not: again, with the same key
+            token = f"{name}-{next(numbers)}"
+            while not self._is_written(token):
+                pass  # it may be there or not: again, with the same key, even if this is the end
             self.acknowledged.append(token)
-            number += 1
+
+    def _is_written(self, token: str) -> bool:
+        try:
+            write_one(self._app, token)
+        except (LogUnavailable, ReadTimeout):
+            return False
+        return True
 
     def goes_on(self, writes: int = 30) -> bool:
         """Wait until so many more writes were acknowledged."""
