@@ -7,7 +7,7 @@ one asks at the very moment when the old database is closed and the new one has 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,39 +25,42 @@ def test_nobody_who_reads_sees_a_rebuild(tmp_path: Path) -> None:
         app = store.app("orders")
         app.append_many([(f"o-{number}", {"number": number}) for number in range(INSTANCES)])
         app.get("o-0")
-        all_begin, done = threading.Barrier(4), threading.Event()
+        done = threading.Event()
+        counts = [0, 0, 0]
 
-        def read() -> int:
-            count = 0
-            all_begin.wait(DEADLINE_S)
+        def read(place: int) -> None:
             while not done.is_set():
-                number = count % INSTANCES
+                number = counts[place] % INSTANCES
                 assert app.get(f"o-{number}", "number") == number
                 assert app.exists(f"o-{number}")
-                count += 1
-            return count
+                counts[place] += 1
 
-        def write() -> int:
-            count = 0
-            all_begin.wait(DEADLINE_S)
+        def write(place: int) -> None:
             while not done.is_set():
+                count = counts[place]
                 assert app.append("w", {"count": count}).verdict() == Verdict.ACCEPTED
                 try:
                     app.commit("w", app.get("w").update(seen=count))
                 except Conflict:
                     raise AssertionError("nobody else writes to it") from None
-                count += 1
-            return count
+                counts[place] += 1
 
         with ThreadPoolExecutor(3) as threads:
-            counts = [threads.submit(one) for one in (read, read, write)]
+            running = [threads.submit(one, place) for place, one in enumerate((read, read, write))]
+
+            def are_under_way(before: Sequence[int]) -> bool:
+                """Whether each has gone on since then, or one of them has failed."""
+                went_on = all(now > then for now, then in zip(counts, before, strict=True))
+                return went_on or any(one.done() for one in running)
+
             try:
-                all_begin.wait(DEADLINE_S)
                 for _ in range(REBUILDS):
+                    assert eventually(lambda before=tuple(counts): are_under_way(before))  # type: ignore[misc]
                     app.rebuild_view()
             finally:
                 done.set()
-            assert all(count.result() for count in counts)
+            for one in running:
+                one.result()
 
 
 @pytest.mark.parametrize(
