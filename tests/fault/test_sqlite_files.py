@@ -380,6 +380,7 @@ def test_a_disk_on_which_the_write_ahead_log_cannot_grow_fails_no_commit(
 
     for number in range(100):
         write(log, topic, (b"k", b"%d" % number))
+    log.flush(30.0)  # whoever was told first is not yet past the point where the disk fails
     wal_bytes = (tmp_path / "log.sqlite-wal").stat().st_size
 
     monkeypatch.undo()
