@@ -36,6 +36,7 @@ from eventstore import (
     EventStore,
     EventStoreError,
     Kind,
+    Position,
     ReadTimeout,
     Receipt,
     Verdict,
@@ -397,21 +398,26 @@ class Runner:
         if not self.wait_ready(timeout_s):
             return False
         board = self._board
-        was_idle = False
+        #: How far the view was when there was nothing to do at the last look.
+        idle_at: Position | None = None
         while True:
             # What was acknowledged is looked at, and what that brings about, until twice in a row
-            # there is nothing: a relay may have sent a request between two looks.
+            # there is nothing, and nothing was folded meanwhile: a relay may have sent a request
+            # between two looks, and an update ended between the looks at relays and at lanes.
             self.processing.catch_up()
+            position = self.processing.position
             relays_idle = not any(relay.lag_events for relay in self.relays())
             with board.mutex:
                 is_idle = relays_idle and not self._taking_over and not board.has_work()
-                if is_idle and was_idle:
-                    return True
-                was_idle = is_idle
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    return False
-                if not is_idle:
+            is_idle = is_idle and self.processing.position == position
+            if is_idle and idle_at == position:
+                return True
+            idle_at = position if is_idle else None
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            if not is_idle:
+                with board.mutex:
                     board.at_rest.wait(min(left_s, _DRAIN_INTERVAL_S))
 
     def _log_failure(self, event: str, facts: dict[str, Any]) -> None:
