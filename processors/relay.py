@@ -382,7 +382,10 @@ class Relay:
         """Whether it is in the middle of a step, or has not looked at anything yet."""
         if self._is_closed or self._is_wrong:
             return False
-        return self._is_busy if feed is not None else not self._is_waiting
+        if feed is None:
+            return not self._is_waiting
+        # In this order: a step that has ended the feed was in the middle before that.
+        return self._is_busy or self._feed is not feed
 
     def _state(self, feed: Feed | None) -> str:
         if self._is_closed:
@@ -391,5 +394,5 @@ class Relay:
             return "failing"
         if feed is None:
             return "waiting" if self._is_waiting else "starting"
-        is_level = feed.is_level and not self._taken and not self._is_busy
+        is_level = feed.is_level and not self._taken and not self._may_have_work(feed)
         return "level" if is_level else "catching up"

@@ -23,6 +23,7 @@ from processors.component import Component, changed
 from processors.policy import DiscardPolicy
 from processors.relay import Relay, RelayStatus
 from processors.relay_change import Change
+from processors.relay_feed import Epoch, Feed
 from processors.relay_record import UNDELIVERED, system_instance
 from processors.relays import Relays
 from tests.contract.logs import eventually
@@ -505,6 +506,32 @@ def test_a_relay_that_has_not_looked_yet_does_not_say_that_nothing_is_left(
 
     assert (before.state, before.lag_events) == ("starting", 1)
     assert (after.state, after.lag_events, after.sent) == ("level", 0, 1)
+
+
+def test_a_relay_that_begins_anew_while_it_is_asked_does_not_say_that_it_is_level(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = watching("n", start="beginning")
+    shop = Processing(store.app("shop"))
+    shop.app.append("u-1", {"n": 1}).result()
+    relay = Relay(store, component, component.updates["refresh"], shop, lambda: None)
+    relay.step()
+    relay.step()
+    assert relay.status().state == "level"
+    events_behind = Feed.events_behind
+
+    def behind_and_then_repaired(feed: Feed) -> int:
+        found = events_behind(feed)
+        relay.step()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Feed, "events_behind", behind_and_then_repaired)
+        patch.setattr("processors.relay.epoch_of", lambda app: Epoch("of a repaired log", 1))
+        status = relay.status()
+    relay.close()
+
+    assert (status.state, status.lag_events) == ("catching up", 1)
 
 
 def test_an_idle_app_gets_no_cursors(store: EventStore, start: Start) -> None:
