@@ -260,9 +260,16 @@ class Board:
             self._ready.clear()
 
     def is_busy(self, shard: int) -> bool:
-        """Whether something of a shard runs, be the shard another's by now."""
+        """Whether something of a shard runs, or has and its answer is still on its way.
+
+        Be the shard another's by now. Whoever has it next would run what is not answered.
+        """
         with self.mutex:
-            return any(lane.is_busy for lane in self.lanes.values() if lane.shard == shard)
+            return any(
+                lane.is_busy or lane.in_flight
+                for lane in self.lanes.values()
+                if lane.shard == shard
+            )
 
     def wait_idle(self, deadline: float) -> bool:
         """Wait for what runs, until `deadline` (time.monotonic()); whether all of it ended."""

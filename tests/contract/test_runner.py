@@ -982,6 +982,33 @@ def test_what_runs_when_another_runner_joins_is_not_begun_a_second_time(
     assert [store.app("slow").get(name, "n") for name in instances] == sorted(began)
 
 
+def test_what_has_run_is_passed_on_only_when_its_answer_counts(
+    store: EventStore, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, runner = store.app("log"), run(log_component())
+    append, is_on_its_way = store.log.append, threading.Event()
+    held_back: list[Callable[[], None]] = []
+
+    def hold_back_answers(topic: Topic, appends: Sequence[Append]) -> None:
+        if decode_event(appends[0].value).answer is None:
+            append(topic, appends)
+        else:
+            held_back.append(lambda: append(topic, appends))
+            is_on_its_way.set()
+
+    monkeypatch.setattr(store.log, "append", hold_back_answers)
+    receipt = app.request("i", "a/note", {"n": 1})
+    shard = runner.processing.shard_of("i")
+    assert is_on_its_way.wait(WAIT_S)
+    assert eventually(lambda: not runner._board.busy)
+    is_busy_before = runner._board.is_busy(shard)
+    held_back.pop()()
+    runner.complete([receipt], WAIT_S)
+
+    assert is_busy_before
+    assert eventually(lambda: not runner._board.is_busy(shard))
+
+
 def test_what_runs_for_too_long_when_another_runner_joins_runs_there_as_well_and_counts_once(
     store: EventStore, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
