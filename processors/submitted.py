@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -169,7 +170,8 @@ class Submitted:
                 closed.set_result(None)
 
         def tell() -> None:
-            if not loop.is_closed():
+            # Closed in this moment, perhaps: then nobody waits there, and others are told after us.
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle)
 
         give_up = self._processing.when_closed(self.instance, self.sequence, tell)
