@@ -370,8 +370,8 @@ class Follower:
         except LogTruncated as error:
             if self._reopened_on_other_log():
                 return True
-            self._stopped[partition] = error
-            raise
+            self._stopped[partition] = self._truncation(partition, error)
+            raise self._stopped[partition] from None
         except LogUnavailable:
             self._suspect = True
             raise
@@ -440,6 +440,19 @@ class Follower:
                 f"{where} has another record at offset {progress.offset_last} than the one that"
                 f" was folded; {advice}"
             )
+
+    def _truncation(self, partition: int, found: LogTruncated) -> LogTruncated:
+        """Return what a log has lost as `_verify_partition` says it, whoever has noticed it first.
+
+        A read knows only where the log ends now; not what was folded, and what can be done.
+        """
+        try:
+            self._verify_partition(partition)
+        except LogTruncated as error:
+            return error
+        except LogUnavailable:
+            pass  # as it was found, then
+        return found
 
     def _reopened_on_other_log(self) -> bool:
         """Begin anew when the topic was deleted and created again under our feet."""

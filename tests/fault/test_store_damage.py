@@ -32,6 +32,7 @@ from eventstore.events import Guard
 from eventstore.history.verify import verify_app
 from eventstore.view import keys
 from eventstore.view.rocks import RocksTable
+from tests.contract.logs import eventually
 
 EVENTS = 300
 
@@ -302,6 +303,24 @@ def test_a_log_that_is_cut_under_an_open_store_is_noticed_by_a_fresh_read(tmp_pa
         cut(tmp_path, 6)
 
         with pytest.raises(LogTruncated, match="ends at offset 24, but events up to 29"):
+            app.get("i0", fresh=True)
+
+
+def test_a_cut_that_the_view_s_own_thread_has_noticed_is_told_in_the_same_words(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, 30)
+    with EventStore(tmp_path) as store:
+        app = store.app("app")
+        assert app.get("i0", "n") == 10
+        follower = app._channel._follower
+        assert follower is not None
+        cut(tmp_path, 6)
+
+        store.log.wake()  # it looks by itself once a second, too
+        assert eventually(lambda: follower.is_stopped)
+
+        with pytest.raises(LogTruncated, match=r"events up to 29 were .*`eventstore repair"):
             app.get("i0", fresh=True)
 
 
