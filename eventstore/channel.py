@@ -199,8 +199,9 @@ class Channel:
     def raise_unasked(self) -> None:
         """Raise the error of an earlier write that nobody has asked about; once."""
         if self._failed:
-            failed = [receipt for receipt in self._failed if not receipt.asked]
-            self._failed.clear()
+            # Taken in one step: another thread may be here, too, and another write fail.
+            found, self._failed = self._failed, []
+            failed = [receipt for receipt in found if not receipt.asked]
             if failed:
                 error = failed[0].error
                 assert error is not None

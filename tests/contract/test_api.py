@@ -1266,6 +1266,35 @@ def test_a_failed_write_is_raised_once(
     assert app.get("o-1", "n") == 1
 
 
+def test_a_failed_write_is_raised_by_one_of_two_calls_at_once(
+    store: Face, app: Any, break_log: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.result(app.append("o-1", {"n": 1}))
+    break_log()
+    app.append("o-1", {"n": 2})
+    monkeypatch.undo()
+    sync = store.store.app("orders")
+    begun, go, asked = threading.Event(), threading.Event(), vars(Receipt)["asked"].fget
+    main = threading.get_ident()
+
+    def asked_slowly(receipt: Receipt) -> bool:
+        begun.set()
+        if threading.get_ident() != main:
+            go.wait(DEADLINE_S)
+        return bool(asked(receipt))
+
+    monkeypatch.setattr(Receipt, "asked", property(asked_slowly))
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(sync.get, "o-1")
+        assert begun.wait(DEADLINE_S)
+        found = sync.get("o-1", "n")
+        go.set()
+
+        with pytest.raises(LogUnavailable, match="disk is full"):
+            first.result(DEADLINE_S)
+    assert found == 1
+
+
 def test_closing_makes_everything_durable(store: Face, open_store: OpenStore) -> None:
     receipts = store.app("orders").append_many([("o-1", Diff().increment("n", 1))] * 200)
 
