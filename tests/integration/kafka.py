@@ -194,12 +194,13 @@ class DeafProxy:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
-        server.close()
-        # Again and again: some may be about to be made just now.
+        # Again and again: some may be about to be made just now. Only then the server: it would
+        # lose a connection that is just being made to it, and nobody would close that one.
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for writer in self._writers:
                 writer.transport.abort()
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        server.close()
 
     async def _connected(
         self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter
