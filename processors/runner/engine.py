@@ -169,6 +169,8 @@ class Runner:
         )
         self._lag = Lag(board, self.processing, lambda: self._shards - self._taking_over)
         self._relays: Relays | None = None
+        #: Held while the relays are told which shards are held.
+        self._relaying = threading.Lock()
         self._ownership: Ownership | None = None
         self._unwatch: Callable[[], None] | None = None
         self._owned_once = threading.Event()
@@ -240,6 +242,7 @@ class Runner:
 
         Instances of the former definition go on with the runner of the new one.
         """
+        self._board.begin_nothing()  # in this thread: what is requested next is the new one's
         logger.warning(
             "component %s was defined anew, in module %s: its updates run by that definition from"
             " now on, those of instances that were opened before, too",
@@ -555,9 +558,9 @@ class Runner:
                 elif lane.shard in gained:
                     lane.is_taken_over = True
         self._tell("shards", {"shards": sorted(shards)})
-        board.aside(lambda: self._take_over(gained, shards))
+        board.aside(lambda: self._take_over(gained))
 
-    def _take_over(self, gained: frozenset[int], shards: frozenset[int]) -> None:
+    def _take_over(self, gained: frozenset[int]) -> None:
         """Take in what is pending in shards that were somebody else's, or nobody's."""
         while not self._board.is_stopped:
             try:
@@ -572,7 +575,9 @@ class Runner:
                 logger.exception("%s: taking shards over failed", self.component.name)
                 time.sleep(UNAVAILABLE_WAIT_S)
         if self._relays is not None and not self._board.is_stopping:
-            self._relays.shards_changed(shards)
+            # Two of these may run at once, and end in any order: the last has what is held then.
+            with self._relaying:
+                self._relays.shards_changed(self._shards)
         self._owned_once.set()
 
     def _take_in(self, gained: frozenset[int]) -> None:

@@ -62,6 +62,34 @@ def test_a_call_does_not_wait_for_an_update_of_the_former_definition(store: Even
             assert former.read_state("quick") == 2
 
 
+def test_a_former_definition_begins_nothing_more_once_a_new_one_is_there(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_stop, stop = threading.Event(), Runner.stop
+    ran: list[str] = []
+
+    def defined(tag: str) -> Component:
+        component = Component("Redefined")
+        component.update("go", name="go")(lambda state, props: ran.append(tag))
+        return component
+
+    def stop_late(runner: Runner, deadline_s: float = WAIT_S) -> bool:
+        assert may_stop.wait(WAIT_S)
+        return stop(runner, deadline_s)
+
+    with defined("former")("mine", store=store):
+        monkeypatch.setattr(Runner, "stop", stop_late)
+        with defined("new")("other", store=store):
+            requests = [store.app("Redefined").request(f"i{n}", "go/go") for n in range(100)]
+            answers = Processing(store.app("Redefined"))
+            sequences = [(one.instance, one.entry().sequence) for one in requests]
+            may_stop.set()
+            for instance, sequence in sequences:
+                answers.wait_closed(instance, sequence, WAIT_S)
+
+    assert ran == ["new"] * 100
+
+
 def test_what_an_instance_waits_for_is_run_when_those_of_a_new_definition_are_closed(
     store: EventStore,
 ) -> None:
