@@ -7,6 +7,7 @@ answers requests where a test needs that. Times are waited for, never guessed.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +27,11 @@ from processors.relay_change import Change
 from processors.relay_feed import Epoch, Feed
 from processors.relay_record import UNDELIVERED, system_instance
 from processors.relays import Relays
+from processors.runner import Runner
 from tests.contract.logs import eventually
+
+#: The most that a test waits for what should come at once.
+WAIT_S = 60.0
 
 STORES = ["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)]
 
@@ -585,6 +590,43 @@ def test_a_relay_that_falls_behind_its_memory_reads_the_log(
     for instance in {entry.instance for entry in found}:
         of_instance = [props_of(one)["version"] for one in found if one.instance == instance]
         assert of_instance == list(range(1, 201))
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)  # it has shards that can be lost
+def test_shards_that_are_lost_and_gained_while_a_hand_over_lasts_have_their_relays(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("shop")
+    for number in range(20):
+
+        @component.update(name=f"refresh-{number}", on=changed("n", trigger_id=f"t-{number}"))
+        def refresh(state: State, props: Mapping[str, Any]) -> None: ...
+
+    runner = Runner(store, component).start()
+    assert runner.wait_ready(WAIT_S)
+    everything, told = runner.snapshot().shards, threading.Semaphore(0)
+    go, take_in, shards_changed = threading.Event(), Runner._take_in, Relays.shards_changed
+
+    def take_in_late(runner: Runner, gained: frozenset[int]) -> None:
+        if not gained:
+            go.wait(WAIT_S)
+        take_in(runner, gained)
+
+    def tell(relays: Relays, shards: frozenset[int]) -> None:
+        shards_changed(relays, shards)
+        told.release()
+
+    monkeypatch.setattr(Runner, "_take_in", take_in_late)
+    monkeypatch.setattr(Relays, "shards_changed", tell)
+
+    runner._shards_changed(frozenset(range(8)))
+    runner._shards_changed(everything)
+    assert told.acquire(timeout=WAIT_S)
+    go.set()
+    assert told.acquire(timeout=WAIT_S)
+
+    assert len(runner.relays()) == 21  # and the outboxes
+    runner.stop(WAIT_S)
 
 
 # --- outboxes ------------------------------------------------------------------------------------

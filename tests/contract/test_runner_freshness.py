@@ -102,9 +102,9 @@ def test_a_trigger_sees_what_is_appended_before_anybody_has_its_shard(
     appended, seen = threading.Event(), threading.Event()
     take_over = Runner._take_over
 
-    def take_over_late(runner: Runner, gained: frozenset[int], shards: frozenset[int]) -> None:
+    def take_over_late(runner: Runner, gained: frozenset[int]) -> None:
         appended.wait(WAIT_S)
-        take_over(runner, gained, shards)
+        take_over(runner, gained)
 
     @component.update(on=changed("items"))
     def count(state: State, props: dict[str, Any]) -> None:
