@@ -24,10 +24,11 @@ RequestState = Literal["pending", "running", "applied", "discarded", "failed"]
 class UpdateFailed(RuntimeError):
     """An update that somebody waited for did not take effect. Its request is closed.
 
-    `request` is the request's name, `reason` one word (raised, timeout, crashed, conflict,
-    rejected, unknown, hops, unreadable, or discarded), `attempts` how often it ran, `traceback`
-    that of the last attempt, as text. `serve_result` is what serve had returned, for a run that
-    answered before the update failed.
+    `app` is the component's name, `request` the request's, `reason` one word (raised, timeout,
+    crashed, conflict, rejected, unknown, hops, unreadable, or discarded), `attempts` how often it
+    ran, `traceback` that of the last attempt, as text; where the exception itself is at hand it is
+    the cause of this one. `serve_result` is what serve had returned, for a run that answered before
+    the update failed.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class UpdateFailed(RuntimeError):
         attempts: int = 1,
         traceback: str = "",
         sequence: int = -1,
+        app: str = "",
     ) -> None:
-        super().__init__(instance, request, reason, message, attempts, traceback, sequence)
+        super().__init__(instance, request, reason, message, attempts, traceback, sequence, app)
+        self.app = app
         self.instance, self.request, self.reason = instance, request, reason
         self.message, self.attempts, self.traceback = message, attempts, traceback
         self.sequence = sequence
@@ -48,10 +51,13 @@ class UpdateFailed(RuntimeError):
 
     def __str__(self) -> str:
         times = "" if self.attempts == 1 else f" after {self.attempts} attempts"
-        text = f"update {self.request} of {self.instance} did not take effect{times}: {self.reason}"
+        place = f"{self.app}/{self.instance}" if self.app else self.instance
+        text = f"update {self.request} of {place} did not take effect{times}: {self.reason}"
         if self.message:
             text += f": {self.message}"
-        return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
+        # Where the exception itself is the cause, Python shows its traceback above ours.
+        shows_traceback = self.traceback and self.__cause__ is None
+        return f"{text}\n{self.traceback.rstrip()}" if shows_traceback else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +266,7 @@ class Submission:
         return len(self.updates)
 
 
-def failure_of(request_name: str, answer: Entry) -> UpdateFailed | None:
+def failure_of(app: str, request_name: str, answer: Entry) -> UpdateFailed | None:
     """Return the error of a request that was answered with anything but a diff."""
     event, instance = answer.event, answer.instance
     cause = -1 if event.answer is None else event.answer.cause
@@ -274,12 +280,13 @@ def failure_of(request_name: str, answer: Entry) -> UpdateFailed | None:
             found.attempts,
             found.traceback,
             cause,
+            app,
         )
     if event.kind == Kind.DIFF:
         return None
     facts = {"reason": "reset"} if event.kind == Kind.RESET else _facts(event.body)
     why = ": ".join(part for part in (str(facts.get("reason", "")), _figures(facts)) if part)
-    return UpdateFailed(instance, request_name, "discarded", why, sequence=cause)
+    return UpdateFailed(instance, request_name, "discarded", why, sequence=cause, app=app)
 
 
 def _figures(facts: dict[str, Any]) -> str:

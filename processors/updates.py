@@ -162,7 +162,7 @@ class InstanceUpdates:
         failures = [
             failure
             for update, answer in zip(flow.updates, answers, strict=True)
-            if (failure := failure_of(update.name, answer)) is not None
+            if (failure := failure_of(self._component.name, update.name, answer)) is not None
         ]
         if failures:
             first, *others = failures
@@ -223,7 +223,7 @@ class InstanceUpdates:
                 answers[sequence] = self._processing.entry_of(folded)
         failures = []
         for sequence, answer in sorted(answers.items()):
-            failure = failure_of(names[sequence], answer)
+            failure = failure_of(self._component.name, names[sequence], answer)
             if failure is not None and answer.event.kind == Kind.FAILURE:
                 failures.append(failure)
         return failures

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -464,6 +465,9 @@ def test_flush_raises_what_the_update_raised_and_runs_the_others(store: EventSto
         assert 'raise ValueError(f"no {props' in failure.traceback
         assert failure.serve_result == "answer"
         assert isinstance(failure.__cause__, ValueError)
+        printed = "".join(traceback.format_exception(failure))
+        assert printed.count('raise ValueError(f"no {props') == 1
+        assert "update go/breaks of Half/mine did not take effect" in printed
         assert instance.read_state("fine") is True
 
 
