@@ -277,15 +277,19 @@ class _Group:
     def __init__(self, shards: int) -> None:
         self._shards = shards
         self._members: list[_MemoryOwnership] = []
+        #: Held while somebody comes or goes.
+        self._changing = threading.Lock()
         #: Held while shards are shared out, calls of `changed` included.
         self._sharing = threading.Lock()
 
     def join(self, member: _MemoryOwnership) -> None:
-        self._members = [*self._members, member]
+        with self._changing:
+            self._members = [*self._members, member]
         self._share_later()
 
     def leave(self, member: _MemoryOwnership) -> None:
-        self._members = [other for other in self._members if other is not member]
+        with self._changing:
+            self._members = [other for other in self._members if other is not member]
         self._share_later()
 
     def _share_later(self) -> None:
@@ -316,7 +320,8 @@ class _MemoryOwnership(Ownership):
 
     @property
     def shards(self) -> frozenset[int]:
-        return self._shards
+        # Whoever shares out may be giving it some at the moment in which it closes.
+        return frozenset() if self._closed else self._shards
 
     def set_shards(self, shards: frozenset[int]) -> None:
         if shards != self._shards and not self._closed:
@@ -326,5 +331,4 @@ class _MemoryOwnership(Ownership):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._shards = frozenset()
             self._group.leave(self)
