@@ -65,7 +65,8 @@ class _Stepper:
         try:
             while not self._is_stopping:
                 wait_s = self._step_all()
-                if wait_s > 0:
+                # The ring of `stop` may have been taken for news, just before the step.
+                if wait_s > 0 and not self._is_stopping:
                     self._news.wait(wait_s)
         except Closed:
             pass
