@@ -98,6 +98,7 @@ class EventStore:
                 " becomes the name of a Kafka topic"
             )
         with self._lock:
+            self._refuse_when_closed()  # `close` may have come since: it would miss this one
             channel = self._channels.get(name)
             if channel is None:
                 channel = self._channels[name] = Channel(
@@ -153,7 +154,10 @@ class EventStore:
         """
         if self._closed:
             return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         try:
             self.log.flush(self.config.append_timeout_s)
         finally:

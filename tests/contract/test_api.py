@@ -7,6 +7,7 @@ import datetime
 import itertools
 import json
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -1335,6 +1336,23 @@ def test_a_closed_store_refuses_every_call_and_closes_again(store: Face, app: An
         with pytest.raises(Closed):
             call()
     store.close()
+
+
+def test_an_app_that_is_asked_for_while_its_store_closes_is_refused(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store().store
+    fullmatch = re.fullmatch
+
+    def close_and_match(*arguments: Any) -> Any:
+        store.close()
+        return fullmatch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eventstore.store.re.fullmatch", close_and_match)
+
+        with pytest.raises(Closed):
+            store.app("orders")
 
 
 def test_a_tail_ends_with_an_error_when_its_store_is_closed(store: Face, app: Any) -> None:
