@@ -36,6 +36,8 @@ __all__ = [
 
 Answer = TypeVar("Answer")
 
+logger = logging.getLogger(__name__)
+
 #: librdkafka's own log. Silent unless the program configures logging, because every lost
 #: connection is several lines, and what matters of it is in our errors.
 client_log = logging.getLogger("eventstore.kafka")
@@ -340,11 +342,15 @@ class Cluster:
     ) -> Answer:
         """Ask until there is an answer; `question` gets the seconds that are left.
 
+        That it takes long is said once, so that nobody looks at a silent terminal.
+
         Raises:
             LogUnavailable: no answer in time, or one that will not change by waiting.
         """
         timeout_s = min(timeout_s, self._timeout_s)
-        deadline = time.monotonic() + timeout_s
+        begun_s = time.monotonic()
+        deadline = begun_s + timeout_s
+        is_said = False
         while True:
             left_s = min(TRY_S, max(0.1, deadline - time.monotonic()))
             try:
@@ -364,6 +370,12 @@ class Cluster:
                     f"{self._address.url} was asked {what} for {timeout_s:g} s: {text}."
                     " See that a broker runs there, and can be reached from here"
                 ) from cause
+            if not is_said and time.monotonic() - begun_s > TRY_S:
+                is_said = True
+                logger.warning(
+                    "%s was asked %s, and has not answered yet: %s; tried for %.0f s more",
+                    self._address.url, what, text, deadline - time.monotonic(),
+                )  # fmt: skip
             time.sleep(RETRY_PAUSE_S)
             with contextlib.suppress(KafkaException):
                 self.admin.list_topics(timeout=min(TRY_S, max(0.1, deadline - time.monotonic())))

@@ -22,6 +22,7 @@ from confluent_kafka.admin import NewTopic, OffsetSpec
 
 from eventstore.config import Config
 from eventstore.errors import ConfigError, LogUnavailable, OutcomeUnknown
+from eventstore.log import kafka_client
 from eventstore.log.base import Append
 from eventstore.log.kafka_client import Cluster, Described
 from eventstore.log.kafka_settings import TopicPlan, parse_url
@@ -121,6 +122,19 @@ def test_that_a_partition_is_not_there_is_said_at_once(
 
     with pytest.raises(LogUnavailable, match="No leaders found"):
         cluster.offset_end("app", 1)
+
+
+def test_that_a_cluster_does_not_answer_is_said_once_while_it_is_asked_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kafka_client, "TRY_S", 0.0)
+    monkeypatch.setattr(cluster, "admin", ScriptedAdmin(NO_LEADERS, NO_LEADERS, NO_LEADERS))
+
+    cluster.offset_end("app", 0)
+
+    (warning,) = caplog.messages
+    assert warning.startswith("kafka://127.0.0.1:1 was asked an offset of app/0, and has not")
+    assert "Leader not available; tried for 30 s more" in warning
 
 
 # --- the end of a producer ----------------------------------------------------------------------
