@@ -94,11 +94,10 @@ class DaemonProcess:
 
     def until_said(self, event: str, **facts: object) -> Mapping[str, Any]:
         """The first such line; waited for until nobody can say more, a child of it included."""
-        wait_for(
-            lambda: self.said(event, **facts) or not self._reader.is_alive(),
-            f"it says {event}",
+        eventually(
+            lambda: bool(self.said(event, **facts)) or not self._reader.is_alive(), DEADLINE_S
         )
-        assert self.said(event, **facts), (self.lines, self.other_lines)
+        assert self.said(event, **facts), (event, self.lines, self.other_lines)
         return self.said(event, **facts)[0]
 
     def signal(self, kind: signal.Signals) -> None:
