@@ -20,6 +20,7 @@ from tests.fault.runner_chaos import KAFKA_HAND_OVER_S, Order, Storm, kafka_envi
 from tests.fault.runner_child import EARLY_VARIABLE
 from tests.fault.runner_component import component
 from tests.fault.runner_processes import daemon_child, examined, runner_child
+from tests.fault.sqlite_processes import PATIENCE_S
 from tools.broker.broker import Cluster
 
 pytestmark = pytest.mark.timeout(600)
@@ -84,12 +85,12 @@ def test_what_a_zombie_answers_after_its_successor_is_twice_without_the_rule_onc
             zombie.until(lambda lines: "holds" in lines)
             zombie.process.send_signal(signal.SIGSTOP)
             with daemon_child(url, module=module):
-                assert eventually(lambda: answers() == 1)
+                assert eventually(lambda: answers() == 1, PATIENCE_S)
                 zombie.process.send_signal(signal.SIGCONT)
                 assert zombie.process.stdin is not None
                 zombie.process.stdin.write("go on\n")
                 zombie.process.stdin.flush()
-                assert eventually(lambda: answers() == 2)
+                assert eventually(lambda: answers() == 2, PATIENCE_S)
 
     found = examined(url, ["held"], module)
     assert (found.twice, found.lost) == (twice, [])

@@ -26,6 +26,7 @@ from processors.runner import Runner
 from tests.contract.logs import eventually
 from tests.fault.runner_component import POISON_EXIT_CODE, component
 from tests.fault.runner_processes import daemon_child, examine, runner_child, token_of
+from tests.fault.sqlite_processes import PATIENCE_S
 
 WAIT_S = 60.0
 
@@ -217,7 +218,7 @@ def test_a_request_is_not_blamed_for_the_deaths_of_processes_that_happened_to_ru
 
         for deaths in range(1, 6):
             with daemon_child(tmp_path / "log") as killed:
-                assert eventually(lambda deaths=deaths: attempts(app, "i") >= deaths)  # type: ignore[misc]
+                assert eventually(lambda deaths=deaths: attempts(app, "i") >= deaths, PATIENCE_S)  # type: ignore[misc]
                 killed.kill()
         gate.touch()
         run_what_is_left(store)

@@ -26,7 +26,7 @@ from eventstore.log.sqlite import SqliteLog
 from eventstore.log.sqlite_writer import WRITTEN_RECORDS_MAX, Turn
 from tests.contract.logs import DEADLINE_S, eventually, queue, write
 from tests.fault.sqlite_child import APP
-from tests.fault.sqlite_processes import Child, check_log, child
+from tests.fault.sqlite_processes import PATIENCE_S, Child, check_log, child
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP and FIFOs")
 
@@ -304,7 +304,7 @@ def test_three_members_share_fairly(log: SqliteLog, topic: Topic) -> None:
             held.append(mine.shards)
             return sorted(map(len, held)) == [5, 5, 6] and frozenset().union(*held) == EVERYTHING
 
-        assert eventually(is_fair)
+        assert eventually(is_fair, PATIENCE_S)
 
 
 def test_a_turn_that_a_stopped_process_keeps_is_unavailability(tmp_path: Path) -> None:
