@@ -332,8 +332,10 @@ class Workers:
         answer = child.receive()
         refusal: BaseException | None = None
         if isinstance(answer, Started):
-            child.is_running = True
-            self._end_after(child, math.inf if task.timeout_s is None else task.timeout_s)
+            with self._mutex:
+                # Not if it is being ended because it took so long to come to this.
+                child.is_running = not child.is_late
+                self._is_due_after(child, math.inf if task.timeout_s is None else task.timeout_s)
             while isinstance(answer := child.receive(), Call):
                 reply, error = _served(calls, answer)
                 refusal = error or refusal

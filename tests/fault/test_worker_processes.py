@@ -26,6 +26,7 @@ from eventstore import Closed, InstanceNotFound
 from eventstore.interrupts import HeldBack
 from processors.context import Superseded
 from processors.runner import workers as workers_room
+from processors.runner.worker_child import Started
 from processors.runner.workers import HandlerRaised, NotImportable, WorkerDied, Workers
 from tests.contract.logs import DEADLINE_S, eventually
 from tests.fault.sqlite_processes import ROOT, Child
@@ -306,6 +307,24 @@ def test_a_child_that_is_taken_is_no_longer_to_end_as_an_idle_one(
         workers.run(task("nothing"), Parent())
 
     assert dues_s == [math.inf, math.inf]
+
+
+def test_a_child_that_begins_as_its_time_to_start_is_over_is_told_not_to_have_come_to_it(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = workers_room._Child.receive
+
+    def receive_too_late(child: Any) -> Any:
+        answer = receive(child)
+        if isinstance(answer, Started):
+            with workers._mutex:
+                workers._end_due(child)  # as the keeper does
+        return answer
+
+    monkeypatch.setattr(workers_room._Child, "receive", receive_too_late)
+
+    with pytest.raises(NotImportable, match="a new process did not get to it in 120 s"):
+        workers.run(task("wait_for_ever"), Parent())
 
 
 class StandsStill:
