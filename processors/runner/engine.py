@@ -36,7 +36,6 @@ from eventstore import (
     EventStore,
     EventStoreError,
     Kind,
-    Position,
     ReadTimeout,
     Receipt,
     Verdict,
@@ -169,6 +168,8 @@ class Runner:
         )
         self._lag = Lag(board, self.processing, lambda: self._shards - self._taking_over)
         self._relays: Relays | None = None
+        #: How often requests of ours have come or ended. Changed under the board's lock.
+        self._moves = 0
         #: Held while the relays are told which shards are held.
         self._relaying = threading.Lock()
         self._ownership: Ownership | None = None
@@ -401,21 +402,21 @@ class Runner:
         if not self.wait_ready(timeout_s):
             return False
         board = self._board
-        #: How far the view was when there was nothing to do at the last look.
-        idle_at: Position | None = None
+        #: How often requests had come or ended when there was nothing to do at the last look.
+        idle_at: int | None = None
         while True:
             # What was acknowledged is looked at, and what that brings about, until twice in a row
-            # there is nothing, and nothing was folded meanwhile: a relay may have sent a request
+            # there is nothing, and no request came or ended meanwhile: a relay may have sent one
             # between two looks, and an update ended between the looks at relays and at lanes.
             self.processing.catch_up()
-            position = self.processing.position
+            moves = self._moves
             relays_idle = not any(relay.lag_events for relay in self.relays())
             with board.mutex:
                 is_idle = relays_idle and not self._taking_over and not board.has_work()
-            is_idle = is_idle and self.processing.position == position
-            if is_idle and idle_at == position:
+                is_idle = is_idle and self._moves == moves
+            if is_idle and idle_at == moves:
                 return True
-            idle_at = position if is_idle else None
+            idle_at = moves if is_idle else None
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return False
@@ -680,4 +681,5 @@ class Runner:
                 board.queue(lane)
                 board.forget(lane)
             if touched:
+                self._moves += 1
                 board.at_rest.notify_all()

@@ -82,3 +82,26 @@ def test_what_is_sent_between_the_looks_at_relays_and_lanes_is_waited_for(
 
     assert drained
     assert ended_by_then == ["first", "second"]
+
+
+def test_what_others_write_without_an_end_is_not_waited_for(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = Component("busy")
+    component.update("go")(lambda state, props: {"done": True})
+    app = store.app("busy")
+    runner = Runner(store, component).start()
+    app.request("mine", "go/<lambda>")
+    catch_up = runner.processing.catch_up
+
+    def catch_up_with_more(timeout_s: float | None = None) -> None:
+        app.append("theirs", {"x": 1})
+        catch_up(timeout_s)
+
+    monkeypatch.setattr(runner.processing, "catch_up", catch_up_with_more)
+
+    drained = runner.drain(WAIT_S)
+    runner.stop(WAIT_S)
+
+    assert drained
+    assert app.get("mine", "done")
